@@ -1,0 +1,95 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+# The benchmark programs work, their counts add up, they notice wrong data and lost servers, and run.py's JSON has its
+# keys. No time is judged. usage: smoke.sh [TOOLS_DIR]   (build/output/bench; netblk_server is used if it is built)
+set -uo pipefail
+here=$(dirname "$(readlink -f "$0")"); output=$here/../build/output; tools=${1:-$output/bench}
+work=$(mktemp -d "${TMPDIR:-/tmp}/netblk-smoke.XXXXXX"); server=
+passed=0 failed=0 skipped=0
+stop() { [ -z "$server" ] || { kill "$server"; wait "$server"; } 2>/dev/null; server=; }
+trap 'stop; rm -rf "$work"' EXIT
+
+pass() { echo "PASS $1"; passed=$((passed + 1)); }
+fail() { echo "FAIL $1: $2"; failed=$((failed + 1)); }
+skip() { echo "SKIP $1: $2"; skipped=$((skipped + 1)); }
+finish() {
+	echo "suite bench-smoke: $passed passed, $failed failed, $skipped skipped"
+	[ "$failed" = 0 ]; exit
+}
+
+# start MODE [OPTION...]: a floor; sets `server` and `port`
+start() {
+	stop
+	: > "$work/port"
+	"$tools/bench_floor" "$@" > "$work/port" & server=$!
+	for _ in {1..200}; do
+		read -r word port < "$work/port" && [ "$word" = port ] && return 0
+		kill -0 "$server" 2>/dev/null || break
+		sleep 0.05
+	done
+	return 1
+}
+load() { "$tools/bench_load" --port "$port" --seconds 0.2 --warmup 0.05 --span 8M "$@" > "$work/json" 2> "$work/err"; }
+
+# judge NAME STATUS EXPRESSION: the status is 0 and the Python expression over the result `r` holds
+judge() {
+	local why
+	if [ "$2" != 0 ]; then fail "$1" "status $2: $(tr '\n' ' ' < "$work/err") $(head -c 300 "$work/json")"; return; fi
+	why=$(python3 -c 'import json,sys
+r = json.load(open(sys.argv[1]))
+if not eval("(" + sys.argv[2] + ")"): print(sys.argv[2], "does not hold for", r)' "$work/json" "$3" 2>&1)
+	if [ -z "$why" ]; then pass "$1"; else fail "$1" "${why//$'\n'/ }"; fi
+}
+counts='r["sent"] == r["answered"] >= r["requests"] > 0 and r["errors"] == r["unanswered"] == r["miscompares"] == 0'
+latency='0 < r["p50_us"] <= r["p99_us"] <= r["max_us"] * 1.04'
+keys='{"iops", "mib_per_s", "p50_us", "p99_us", "errors"} <= set(r)'
+
+for program in bench_floor bench_load bench_sync_loop; do
+	[ -x "$tools/$program" ] || { fail "$program" "not built in $tools"; finish; }
+done
+
+start echo --in 13 --out 4097 || fail echo "did not start"
+load --server-pid "$server"; judge echo-read $? "$counts and $latency and $keys and r['server_cpu_us_per_request'] > 0"
+start echo --in 4109 --out 1 || fail echo "did not start"
+load --rw randwrite --depth 8; judge echo-write $? "$counts"
+
+checked="$counts and r['checked'] > 0"
+for mode in memory "file --path $work/image" "file --durable --path $work/image"; do
+	name=${mode// --path*/}; name=floor-${name// --/-}
+	# shellcheck disable=SC2086  # the mode is words
+	start $mode --size 16M || fail "$name" "did not start"
+	load --check --fill --rw randrw; judge "$name-qd1" $? "$checked"
+	load --check --fill --rw randrw --depth 32 --connections 4 --threads 2; judge "$name-pipelined" $? "$checked"
+	load --check --fill --rw randrw --depth 4 --connections 2 --bs 1M; judge "$name-large" $? "$checked"
+	load --check --fill --rw read --idle 20 --server-pid "$server"
+	judge "$name-idle" $? "$checked and r['idle_connections'] == 20 and r['rss_start_bytes'] > 0"
+done
+
+# What must not pass: a store without the pattern, and a server that goes away.
+start memory --size 16M || fail miscompare "did not start"
+load --check --rw read; status=$?
+if [ "$status" = 1 ]; then judge miscompare 0 "r['miscompares'] == r['checked'] == r['errors'] > 0"
+else fail miscompare "status $status, not 1"; fi
+"$tools/bench_load" --port "$port" --seconds 20 --span 8M --rw randrw > "$work/json" 2> "$work/err" & client=$!
+sleep 0.3; stop; wait "$client"; status=$?
+if [ "$status" = 1 ]; then judge server-lost 0 "r['errors'] > 0"; else fail server-lost "status $status, not 1"; fi
+load; status=$?
+if [ "$status" = 1 ] && grep -q "cannot connect" "$work/err"; then pass no-server
+else fail no-server "status $status: $(cat "$work/err")"; fi
+
+for threads in 1 8; do
+	"$tools/bench_sync_loop" --path "$work/sync" --span 4M --threads $threads --seconds 0.2 > "$work/json" 2> "$work/err"
+	judge "sync-loop-$threads" $? "$keys and r['errors'] == 0 and r['requests'] > 0 and r['threads'] == $threads"
+done
+
+io=uring server_binary=$output/netblk_server
+if [ -x "$server_binary" ]; then io=both; else skip run-netblk "$server_binary is not built"; fi
+python3 "$here/run.py" --tools "$tools" --server "$server_binary" --io $io --seconds 0.1 --warmup 0.05 --rounds 1 --idle 50 \
+	--json "$work/json" > "$work/tables" 2> "$work/err"
+status=$?; sed -i '/^  /d' "$work/err"
+judge run-all-rows $status "set(r) == {'date', 'machine', 'command', 'failures', 'results'} and r['failures'] == [] and
+	{x['row'] for x in r['results']} == {'read-one', 'read-deep', 'read-large', 'write', 'durable', 'connections', 'idle-memory', 'idle-beside'} and
+	all(x['median']['errors'] == 0 and len(x['rounds']) == 1 for x in r['results'])"
+tables=$(grep -c '^### ' "$work/tables")
+if [ "$tables" = 8 ]; then pass run-tables; else fail run-tables "$tables tables, not 8"; fi
+finish
