@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// Every queue, length and count has its limit here (DESIGN law 5), with the relations between them asserted.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace netblk::limits {
+
+inline constexpr uint32_t kSectorBytes = 512;
+
+// The longest request that netblk/1 may carry (DESIGN 4.1).
+inline constexpr uint32_t kMaxRequestBytes = 32u << 20;
+
+// The largest device: offsets and sizes are signed 64-bit in every kernel interface that we use.
+inline constexpr uint64_t kMaxDeviceBytes = (uint64_t{1} << 63) - kSectorBytes;
+
+// Requests that one connection may have in flight; a client that pipelines more waits in its socket.
+inline constexpr uint32_t kConnectionSlots = 64;
+
+// Bytes of request and reply data that one connection may hold, not counting a first request of any legal size:
+// one request is always let in, so the bound is this plus kMaxRequestBytes.
+inline constexpr uint64_t kConnectionDataBytes = 8u << 20;
+
+// Bytes of request and reply data of all the connections of one loop, beyond one request of any size.
+inline constexpr uint64_t kLoopDataBytes = 128u << 20;
+
+// Receive buffer: what an idle connection keeps, and what a busy one grows to.
+inline constexpr uint32_t kReceiveIdleBytes = 16u << 10;
+inline constexpr uint32_t kReceiveBusyBytes = 256u << 10;
+
+// One gathered send: replies in it, and the iovec limit of the kernel (UIO_MAXIOV).
+inline constexpr uint32_t kSendReplies = 64;
+inline constexpr uint32_t kKernelMaxIov = 1024;
+
+// Free data buffers that a loop keeps for reuse.
+inline constexpr uint64_t kBufferCacheBytes = 16u << 20;
+
+// Connections: the server's own bound; `max-conns=` sets one per export.
+inline constexpr uint32_t kMaxConnections = 16384;
+
+inline constexpr uint32_t kMaxLoops = 64;
+inline constexpr uint32_t kMaxExports = 4096;
+inline constexpr size_t kMaxExportNameBytes = 4096;
+inline constexpr size_t kMaxConfigFileBytes = 1u << 20;
+
+// Times, in milliseconds. A request's deadline starts at its first byte (DESIGN 4.1).
+inline constexpr uint64_t kRequestTimeoutMs = 30'000;
+inline constexpr uint64_t kSendStallTimeoutMs = 30'000;
+inline constexpr uint64_t kStoreLockWaitMs = 10'000;
+inline constexpr uint64_t kSweepPeriodMs = 250;
+inline constexpr uint64_t kDrainTimeoutMs = 30'000;
+
+static_assert(kMaxRequestBytes % kSectorBytes == 0);
+static_assert(kSendReplies <= kConnectionSlots && kSendReplies <= kKernelMaxIov);
+static_assert(kReceiveIdleBytes < kReceiveBusyBytes && kReceiveBusyBytes < kConnectionDataBytes);
+static_assert(kConnectionDataBytes <= kLoopDataBytes);
+static_assert(kSweepPeriodMs * 4 <= 1000, "a deadline is noticed within a quarter of a second");
+
+}  // namespace netblk::limits

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "base/parse.h"
+
+#include <fmt/format.h>
+
+#include <array>
+#include <charconv>
+
+#include "base/limits.h"
+
+namespace netblk {
+
+std::optional<uint64_t> parse_unsigned(std::string_view text, uint64_t minimum, uint64_t maximum) {
+  uint64_t value = 0;
+  const char* const end = text.data() + text.size();
+  const auto [stopped, error] = std::from_chars(text.data(), end, value);
+  if (text.empty() || error != std::errc{} || stopped != end) return std::nullopt;
+  if (value < minimum || value > maximum) return std::nullopt;
+  return value;
+}
+
+std::optional<uint64_t> parse_size(std::string_view text) {
+  if (text.empty()) return std::nullopt;
+  unsigned shift = 0;
+  switch (text.back()) {
+    case 'k': case 'K': shift = 10; break;
+    case 'm': case 'M': shift = 20; break;
+    case 'g': case 'G': shift = 30; break;
+    case 't': case 'T': shift = 40; break;
+    default: break;
+  }
+  if (shift != 0) text.remove_suffix(1);
+  const auto number = parse_unsigned(text, 0, limits::kMaxDeviceBytes >> shift);
+  if (!number) return std::nullopt;
+  return *number << shift;
+}
+
+std::string size_text(uint64_t bytes) {
+  static constexpr std::array<const char*, 5> kUnits = {"KiB", "MiB", "GiB", "TiB", "PiB"};
+  if (bytes < 1024) return fmt::format("{} bytes", bytes);
+  size_t unit = 0;
+  uint64_t whole = uint64_t{1} << 10;
+  while (unit + 1 < kUnits.size() && bytes >> 10 >= whole) {
+    whole <<= 10;
+    ++unit;
+  }
+  if (bytes % whole == 0) return fmt::format("{} {}", bytes / whole, kUnits[unit]);
+  return fmt::format("{:.1f} {}", static_cast<double>(bytes) / static_cast<double>(whole), kUnits[unit]);
+}
+
+}  // namespace netblk

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "block/device.h"
+
+#include <cerrno>
+
+#include "base/limits.h"
+
+namespace netblk::block {
+namespace {
+
+std::atomic<unsigned> next_thread_number{0};
+
+unsigned thread_number() {
+  static thread_local const unsigned number = next_thread_number.fetch_add(1, std::memory_order_relaxed);
+  return number;
+}
+
+void add(std::atomic<uint64_t>& counter, uint64_t amount) { counter.fetch_add(amount, std::memory_order_relaxed); }
+
+// The edge (DESIGN law 5): stores below assert what is refused here.
+int refused(const Geometry& geometry, const Request& request) {
+  if (request.command == Command::kFlush) return 0;
+  if (request.modifies() && geometry.read_only) return EROFS;
+  if (request.length == 0) return EINVAL;
+  if (request.offset > geometry.size_bytes || request.length > geometry.size_bytes - request.offset) return EINVAL;
+  return 0;
+}
+
+}  // namespace
+
+const char* command_text(Command command) {
+  switch (command) {
+    case Command::kRead: return "read";
+    case Command::kWrite: return "write";
+    case Command::kFlush: return "flush";
+    case Command::kTrim: return "trim";
+    case Command::kWriteZeroes: return "write-zeroes";
+  }
+  return "unknown";
+}
+
+void Completion::finish(int error) && {
+  NETBLK_CHECK(request_ != nullptr, "a request is answered twice");
+  Request& request = *std::exchange(request_, nullptr);
+  request.error = error;
+  request.device->count(request);
+  request.on_done(request);
+}
+
+void Device::submit(Request& request) {
+  NETBLK_CHECK(request.loop != nullptr, "a request without a loop");
+  NETBLK_CHECK(request.data != nullptr || (request.command != Command::kRead && request.command != Command::kWrite),
+               "a read or write without data");
+  request.device = this;
+  Completion completion(request);
+  const int error = refused(geometry_, request);
+  if (error != 0) return std::move(completion).finish(error);
+  start(request, std::move(completion));
+}
+
+void Device::count(const Request& request) {
+  Shard& shard = shards_[thread_number() % kShards];
+  if (request.error != 0) return add(shard.errors, 1);
+  switch (request.command) {
+    case Command::kRead:
+      add(shard.reads, 1);
+      add(shard.read_bytes, request.length);
+      break;
+    case Command::kWrite:
+      add(shard.writes, 1);
+      add(shard.write_bytes, request.length);
+      break;
+    case Command::kFlush: add(shard.flushes, 1); break;
+    case Command::kTrim:
+    case Command::kWriteZeroes: add(shard.trims, 1); break;
+  }
+}
+
+Counters Device::counters() const {
+  Counters sum;
+  for (const Shard& shard : shards_) {
+    sum.reads += shard.reads.load(std::memory_order_relaxed);
+    sum.writes += shard.writes.load(std::memory_order_relaxed);
+    sum.flushes += shard.flushes.load(std::memory_order_relaxed);
+    sum.trims += shard.trims.load(std::memory_order_relaxed);
+    sum.read_bytes += shard.read_bytes.load(std::memory_order_relaxed);
+    sum.write_bytes += shard.write_bytes.load(std::memory_order_relaxed);
+    sum.errors += shard.errors.load(std::memory_order_relaxed);
+  }
+  return sum;
+}
+
+}  // namespace netblk::block

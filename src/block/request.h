@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// Request: one block request in flight, and Completion: the duty to end it exactly once (DESIGN law 4).
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#include "base/check.h"
+#include "io/loop.h"
+#include "io/op.h"
+
+namespace netblk::block {
+
+enum class Command : uint8_t { kRead, kWrite, kFlush, kTrim, kWriteZeroes };
+
+class Device;
+struct Request;
+
+// Whoever holds it ends the request: by finish(), once. Dropping it unfinished aborts.
+class [[nodiscard]] Completion {
+ public:
+  Completion() = default;
+  Completion(Completion&& other) noexcept : request_(std::exchange(other.request_, nullptr)) {}
+  Completion& operator=(Completion&& other) noexcept {
+    NETBLK_CHECK(request_ == nullptr, "a request is dropped without an answer");
+    request_ = std::exchange(other.request_, nullptr);
+    return *this;
+  }
+  ~Completion() { NETBLK_CHECK(request_ == nullptr, "a request is dropped without an answer"); }
+
+  // On the thread of the request's loop. error: 0 or a positive errno value.
+  void finish(int error) &&;
+
+ private:
+  friend class Device;
+  explicit Completion(Request& request) : request_(&request) {}
+  Request* request_ = nullptr;
+};
+
+// A slot that the caller owns and keeps, neither moved nor copied, until `on_done` was called. `on_done` is called on
+// the thread of `loop`, perhaps from inside Device::submit(); the slot may be used again from there on.
+struct Request {
+  using OnDone = void (*)(Request&);
+
+  explicit Request(OnDone done) : on_done(done) {}
+  Request(const Request&) = delete;
+  Request& operator=(const Request&) = delete;
+
+  OnDone on_done;
+
+  // What the caller asks. Bytes; data: `length` bytes for kRead and kWrite, owned by the caller, stable until the end.
+  io::Loop* loop = nullptr;
+  Command command = Command::kRead;
+  bool fua = false;  // kWrite, kTrim, kWriteZeroes: durable before the end (Force Unit Access)
+  uint64_t offset = 0;
+  uint64_t length = 0;
+  std::byte* data = nullptr;
+  // Set by the caller when the one who asked is known to be gone: what has not reached the store then must not
+  // (DESIGN 4.1). Null: never.
+  const std::atomic<bool>* abandoned = nullptr;
+
+  // The answer: 0 or a positive errno value.
+  int error = 0;
+
+  // The device it was submitted to, which counts it at its end.
+  Device* device = nullptr;
+
+  // Memory for the device that holds the request; nobody else touches it.
+  struct Held {
+    struct Io : io::Op {
+      Io() : Op(nullptr) {}
+      Request* request = nullptr;
+    };
+    struct Hop : io::Posted {
+      Hop() : Posted([](coro::Runnable& self) {
+          auto& arrived = static_cast<Hop&>(self);
+          arrived.action(*arrived.request);
+        }) {}
+      // Calls `then` with the request on the thread of its loop, from the ready queue.
+      void send(Request& to, OnDone then) {
+        request = &to;
+        action = then;
+        to.loop->post(*this);
+      }
+      Request* request = nullptr;
+      OnDone action = nullptr;
+    };
+    Completion completion;
+    Device* owner = nullptr;  // the device that holds it: `device`, or one below a filter
+    Io op;
+    Hop hop;
+    Request* next = nullptr;
+    uint64_t progress = 0;
+    uint8_t phase = 0;
+  };
+  Held held;
+
+  bool is_abandoned() const { return abandoned != nullptr && abandoned->load(std::memory_order_acquire); }
+  bool modifies() const { return command != Command::kRead && command != Command::kFlush; }
+};
+
+}  // namespace netblk::block

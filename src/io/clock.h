@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// Clock: the only source of time, so that a simulator can own it.
+#pragma once
+
+#include <cstdint>
+
+namespace netblk::io {
+
+class Clock {
+ public:
+  virtual ~Clock() = default;
+  // Milliseconds since an arbitrary start; never goes back (CLOCK_MONOTONIC).
+  virtual uint64_t now_ms() const = 0;
+};
+
+class SteadyClock final : public Clock {
+ public:
+  uint64_t now_ms() const override;
+};
+
+}  // namespace netblk::io

@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "io/epoll/epoll_backend.h"
+
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <climits>
+#include <vector>
+
+#include "base/check.h"
+#include "io/epoll/worker_pool.h"
+#include "io/socket.h"
+
+namespace netblk::io {
+namespace {
+
+class EpollLoop;
+
+// What epoll reports on: one descriptor, registered once, edge-triggered.
+class Watched {
+ public:
+  Watched(EpollLoop& loop, UniqueFd fd);
+  Watched(const Watched&) = delete;
+  Watched& operator=(const Watched&) = delete;
+  virtual ~Watched();
+
+  // Tries again what is pending. Called by the loop after an edge, or for what asked for a try.
+  virtual void retry() = 0;
+
+  bool listed = false;  // in the loop's list of those that want a try
+
+ protected:
+  EpollLoop& loop_;
+  UniqueFd fd_;
+};
+
+class EpollLoop final : public Loop {
+ public:
+  EpollLoop(const Clock& clock, UniqueFd epoll, UniqueFd wake_fd)
+      : Loop(clock), epoll_(std::move(epoll)), wake_fd_(std::move(wake_fd)) {}
+
+  std::unique_ptr<Stream> make_stream(UniqueFd fd) override;
+  std::unique_ptr<Listener> make_listener(UniqueFd fd) override;
+  std::string description() const override { return "epoll with a pool of file threads"; }
+
+  void watch(int fd, Watched& watched) {
+    epoll_event event{.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data = {.ptr = &watched}};
+    NETBLK_CHECK(::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) == 0, "epoll refused a descriptor");
+  }
+  void unwatch(int fd, Watched& watched) {
+    (void)::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
+    std::replace(to_try_.begin(), to_try_.end(), &watched, static_cast<Watched*>(nullptr));
+  }
+  // The next poll tries `watched` before it waits: operations start together, once a round, as a ring would.
+  void want_try(Watched& watched) {
+    if (watched.listed) return;
+    watched.listed = true;
+    to_try_.push_back(&watched);
+  }
+
+ protected:
+  void poll(int64_t timeout_ms) override {
+    trying_.swap(to_try_);
+    for (Watched* watched : trying_) {
+      if (watched == nullptr) continue;
+      watched->listed = false;
+      watched->retry();
+    }
+    trying_.clear();
+    // Completions that the tries made are queued: look for more, but do not wait.
+    const bool found = found_;
+    found_ = false;
+    std::array<epoll_event, 128> events;
+    const int limit = found ? 0 : timeout_ms < 0 ? -1 : static_cast<int>(std::min<int64_t>(timeout_ms, INT_MAX));
+    const int count = ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), limit);
+    NETBLK_CHECK(count >= 0 || errno == EINTR, "epoll_wait failed");
+    for (int i = 0; i < count; ++i) {
+      auto* const watched = static_cast<Watched*>(events[static_cast<size_t>(i)].data.ptr);
+      if (watched != nullptr) {
+        watched->retry();
+      } else {
+        uint64_t wakes;
+        (void)!::read(wake_fd_.get(), &wakes, sizeof wakes);
+      }
+    }
+    found_ = false;
+  }
+  void wake() override {
+    const uint64_t one = 1;
+    (void)!::write(wake_fd_.get(), &one, sizeof one);
+  }
+
+ public:
+  void note_found() { found_ = true; }
+
+ private:
+  UniqueFd epoll_;
+  UniqueFd wake_fd_;
+  std::vector<Watched*> to_try_;
+  std::vector<Watched*> trying_;
+  bool found_ = false;
+};
+
+Watched::Watched(EpollLoop& loop, UniqueFd fd) : loop_(loop), fd_(std::move(fd)) { loop_.watch(fd_.get(), *this); }
+Watched::~Watched() { loop_.unwatch(fd_.get(), *this); }
+
+class EpollStream final : public Stream, private Watched {
+ public:
+  EpollStream(EpollLoop& loop, UniqueFd fd) : Watched(loop, std::move(fd)) {}
+  ~EpollStream() override { NETBLK_CHECK(recv_ == nullptr && send_ == nullptr, "a stream is destroyed in use"); }
+
+  bool recv(Op& op, std::span<std::byte> into) override {
+    NETBLK_CHECK(recv_ == nullptr, "two receives on one stream");
+    recv_ = &op;
+    into_ = into;
+    op.begin();
+    loop_.want_try(*this);
+    return false;
+  }
+
+  bool send(Op& op, std::span<const iovec> parts) override {
+    NETBLK_CHECK(send_ == nullptr, "two sends on one stream");
+    const int32_t sent = send_now(fd_.get(), parts);
+    if (sent != -EAGAIN) return op.finish_now(sent);
+    send_ = &op;
+    parts_ = parts;
+    op.begin();
+    return false;
+  }
+
+  void shutdown() override { ::shutdown(fd_.get(), SHUT_RDWR); }
+  void shutdown_read() override { ::shutdown(fd_.get(), SHUT_RD); }
+  void abort() override {
+    set_reset_on_close(fd_.get());
+    shutdown();
+  }
+
+ private:
+  void retry() override {
+    if (recv_ != nullptr) {
+      ssize_t got;
+      do {
+        got = ::recv(fd_.get(), into_.data(), into_.size(), MSG_DONTWAIT);
+      } while (got < 0 && errno == EINTR);
+      if (got >= 0 || errno != EAGAIN) finish(recv_, got >= 0 ? static_cast<int32_t>(got) : -errno);
+    }
+    if (send_ != nullptr) {
+      const int32_t sent = send_now(fd_.get(), parts_);
+      if (sent != -EAGAIN) finish(send_, sent);
+    }
+  }
+  void finish(Op*& op, int32_t result) {
+    loop_.note_found();
+    std::exchange(op, nullptr)->complete(result);
+  }
+
+  Op* recv_ = nullptr;
+  Op* send_ = nullptr;
+  std::span<std::byte> into_;
+  std::span<const iovec> parts_;
+};
+
+class EpollListener final : public Listener, private Watched {
+ public:
+  EpollListener(EpollLoop& loop, UniqueFd fd) : Watched(loop, std::move(fd)) {}
+  ~EpollListener() override { NETBLK_CHECK(accept_ == nullptr, "a listener is destroyed in use"); }
+
+  bool accept(Op& op) override {
+    NETBLK_CHECK(accept_ == nullptr, "two accepts on one listener");
+    accept_ = &op;
+    op.begin();
+    loop_.want_try(*this);
+    return false;
+  }
+  void shutdown() override { ::shutdown(fd_.get(), SHUT_RDWR); }
+
+ private:
+  void retry() override {
+    if (accept_ == nullptr) return;
+    int fd;
+    do {
+      fd = ::accept4(fd_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    } while (fd < 0 && errno == EINTR);
+    if (fd < 0 && errno == EAGAIN) return;
+    loop_.note_found();
+    std::exchange(accept_, nullptr)->complete(fd >= 0 ? fd : -errno);
+  }
+
+  Op* accept_ = nullptr;
+};
+
+std::unique_ptr<Stream> EpollLoop::make_stream(UniqueFd fd) {
+  set_nonblocking(fd.get());
+  return std::make_unique<EpollStream>(*this, std::move(fd));
+}
+
+std::unique_ptr<Listener> EpollLoop::make_listener(UniqueFd fd) {
+  set_nonblocking(fd.get());
+  return std::make_unique<EpollListener>(*this, std::move(fd));
+}
+
+// One blocking file call: on a pool thread, then back on its loop to complete the operation.
+class FileJob final : public Job, public Posted {
+ public:
+  enum class Call { kRead, kWrite, kDatasync, kPunchHole };
+
+  FileJob(Loop& loop, Op& op, Call call, int fd, std::byte* data, uint64_t length, uint64_t offset)
+      : Job([](Job& job) {
+          auto& self = static_cast<FileJob&>(job);
+          self.result_ = self.perform();
+          self.loop_.post(self);
+        }),
+        Posted([](Runnable& message) {
+          const std::unique_ptr<FileJob> self(&static_cast<FileJob&>(static_cast<Posted&>(message)));
+          self->op_.complete(self->result_);
+        }),
+        loop_(loop), op_(op), call_(call), fd_(fd), data_(data), length_(length), offset_(offset) {}
+
+ private:
+  int32_t perform() const {
+    for (;;) {
+      ssize_t result = -1;
+      switch (call_) {
+        case Call::kRead: result = ::pread(fd_, data_, length_, static_cast<off_t>(offset_)); break;
+        case Call::kWrite: result = ::pwrite(fd_, data_, length_, static_cast<off_t>(offset_)); break;
+        case Call::kDatasync: result = ::fdatasync(fd_); break;
+        case Call::kPunchHole: return punch_hole_now(fd_, offset_, length_);
+      }
+      if (result >= 0) return static_cast<int32_t>(result);
+      if (errno != EINTR) return -errno;
+    }
+  }
+
+  Loop& loop_;
+  Op& op_;
+  Call call_;
+  int fd_;
+  std::byte* data_;
+  uint64_t length_;
+  uint64_t offset_;
+  int32_t result_ = 0;
+};
+
+class EpollFile final : public File {
+ public:
+  EpollFile(WorkerPool& pool, UniqueFd fd, bool direct) : pool_(pool), fd_(std::move(fd)), direct_(direct) {}
+
+  bool read(Loop& loop, Op& op, std::span<std::byte> into, uint64_t offset) override {
+    if (!direct_) {
+      const int32_t got = read_now(fd_.get(), into, offset);
+      if (got != -EAGAIN) return op.finish_now(got);
+    }
+    return hand_over(loop, op, FileJob::Call::kRead, into.data(), into.size(), offset);
+  }
+  bool write(Loop& loop, Op& op, std::span<const std::byte> from, uint64_t offset) override {
+    if (!direct_ && from.size() <= kInlineWriteBytes) return op.finish_now(write_now(fd_.get(), from, offset));
+    return hand_over(loop, op, FileJob::Call::kWrite, const_cast<std::byte*>(from.data()), from.size(), offset);
+  }
+  bool datasync(Loop& loop, Op& op) override { return hand_over(loop, op, FileJob::Call::kDatasync, nullptr, 0, 0); }
+  bool punch_hole(Loop& loop, Op& op, uint64_t offset, uint64_t length) override {
+    return hand_over(loop, op, FileJob::Call::kPunchHole, nullptr, length, offset);
+  }
+
+ private:
+  bool hand_over(Loop& loop, Op& op, FileJob::Call call, std::byte* data, uint64_t length, uint64_t offset) {
+    op.begin();
+    // The job owns itself until it has come back to the loop.
+    pool_.submit(*new FileJob(loop, op, call, fd_.get(), data, length, offset));
+    return false;
+  }
+
+  WorkerPool& pool_;
+  UniqueFd fd_;
+  bool direct_;
+};
+
+class EpollBackend final : public Backend {
+ public:
+  explicit EpollBackend(unsigned threads) : pool_(threads) {}
+  std::string_view name() const override { return "epoll"; }
+  Result<std::unique_ptr<Loop>> make_loop(const Clock& clock) override {
+    UniqueFd epoll(::epoll_create1(EPOLL_CLOEXEC));
+    if (!epoll.valid()) return make_error(errno, "cannot make an epoll descriptor: {}", errno_text(errno));
+    UniqueFd wake_fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    if (!wake_fd.valid()) return make_error(errno, "cannot make an eventfd: {}", errno_text(errno));
+    epoll_event event{.events = EPOLLIN | EPOLLET, .data = {.ptr = nullptr}};
+    if (::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, wake_fd.get(), &event) != 0)
+      return make_error(errno, "cannot watch an eventfd: {}", errno_text(errno));
+    return std::unique_ptr<Loop>(std::make_unique<EpollLoop>(clock, std::move(epoll), std::move(wake_fd)));
+  }
+  std::unique_ptr<File> make_file(UniqueFd fd, bool direct) override {
+    return std::make_unique<EpollFile>(pool_, std::move(fd), direct);
+  }
+
+ private:
+  WorkerPool pool_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Backend>> make_epoll_backend(unsigned threads) {
+  return std::unique_ptr<Backend>(std::make_unique<EpollBackend>(threads));
+}
+
+}  // namespace netblk::io

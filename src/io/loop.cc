@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "io/loop.h"
+
+#include <time.h>
+
+#include "base/check.h"
+#include "coro/scope.h"
+
+namespace netblk::io {
+namespace {
+
+// Rounds of ready work between two looks at the kernel: one round of completions usually makes one of replies, and
+// both belong into one submission; a chain that feeds itself must not starve the others.
+constexpr int kRoundsPerPoll = 8;
+
+}  // namespace
+
+uint64_t SteadyClock::now_ms() const {
+  timespec now;
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<uint64_t>(now.tv_sec) * 1000 + static_cast<uint64_t>(now.tv_nsec) / 1'000'000;
+}
+
+Timer::~Timer() {
+  cancel();
+  NETBLK_CHECK(!queued, "a timer is destroyed between its firing and its run");
+}
+
+void Timer::arm(uint64_t at_ms) {
+  cancel();
+  at_ms_ = at_ms;
+  armed_ = true;
+  loop_.timers_.emplace(at_ms_, this);
+}
+
+void Timer::cancel() {
+  if (!armed_) return;
+  armed_ = false;
+  loop_.timers_.erase({at_ms_, this});
+}
+
+void Loop::post(Posted& message) {
+  Posted* head = posted_.load(std::memory_order_relaxed);
+  do {
+    message.next_posted = head;
+  } while (!posted_.compare_exchange_weak(head, &message, std::memory_order_seq_cst));
+  // The loop sets sleeping_ before it looks at posted_ a last time: one of the two sides sees the other.
+  if (sleeping_.load(std::memory_order_seq_cst)) wake();
+}
+
+void Loop::take_posted() {
+  if (posted_.load(std::memory_order_relaxed) == nullptr) return;
+  Posted* newest_first = posted_.exchange(nullptr, std::memory_order_seq_cst);
+  Posted* oldest_first = nullptr;
+  while (newest_first != nullptr) {
+    Posted* const next = newest_first->next_posted;
+    newest_first->next_posted = oldest_first;
+    oldest_first = newest_first;
+    newest_first = next;
+  }
+  while (oldest_first != nullptr) {
+    Posted* const next = oldest_first->next_posted;
+    ready_.push(*oldest_first);
+    oldest_first = next;
+  }
+}
+
+int64_t Loop::fire_timers() {
+  if (timers_.empty()) return -1;
+  const uint64_t now = now_ms();
+  while (!timers_.empty() && timers_.begin()->first <= now) {
+    Timer& timer = *timers_.begin()->second;
+    timers_.erase(timers_.begin());
+    timer.armed_ = false;
+    if (!timer.queued) ready_.push(timer);
+  }
+  if (timers_.empty()) return -1;
+  return static_cast<int64_t>(timers_.begin()->first - now);
+}
+
+coro::Task<void> Loop::run_and_stop(Loop& loop, coro::Task<void> main) {
+  co_await std::move(main);
+  loop.stopped_ = true;
+}
+
+void Loop::run(coro::Task<void> main) {
+  const coro::ReadyQueue::Owner owner(ready_);
+  stopped_ = false;
+  enter();
+  coro::Scope scope;
+  scope.spawn(run_and_stop(*this, std::move(main)));
+  for (;;) {
+    for (int round = 0; round < kRoundsPerPoll && !ready_.empty(); ++round) ready_.run_batch();
+    take_posted();
+    if (stopped_ && ready_.empty()) break;
+    int64_t timeout_ms = fire_timers();
+    if (!ready_.empty()) {
+      timeout_ms = 0;
+    } else {
+      sleeping_.store(true, std::memory_order_seq_cst);
+      if (posted_.load(std::memory_order_seq_cst) != nullptr) timeout_ms = 0;
+    }
+    poll(timeout_ms);
+    sleeping_.store(false, std::memory_order_relaxed);
+  }
+  leave();
+}
+
+}  // namespace netblk::io

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// Loop: one thread's scheduler: a ready queue, timers, a mailbox for other threads, and one source of completions
+// (a ring, or epoll with threads).
+#pragma once
+
+#include <atomic>
+#include <coroutine>
+#include <cstdint>
+#include <memory>
+#include <set>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "base/result.h"
+#include "coro/ready_queue.h"
+#include "coro/task.h"
+#include "io/clock.h"
+#include "io/fd.h"
+#include "io/file.h"
+#include "io/stream.h"
+
+namespace netblk::io {
+
+class Loop;
+
+// A timer of one loop. `run` is called from the ready queue after the time has come. Destroying it cancels it.
+class Timer : public coro::Runnable {
+ public:
+  Timer(Loop& loop, Run run_function) : Runnable(run_function), loop_(loop) {}
+  ~Timer();
+
+  // Fires once, at or soon after the clock reads at_ms. Arming again moves it.
+  void arm(uint64_t at_ms);
+  void cancel();
+  bool armed() const { return armed_; }
+
+ private:
+  friend class Loop;
+  Loop& loop_;
+  uint64_t at_ms_ = 0;
+  bool armed_ = false;
+};
+
+// A message from another thread: `run` is called once on the loop's thread, from its ready queue.
+struct Posted : coro::Runnable {
+  explicit Posted(Run run_function) : Runnable(run_function) {}
+  Posted* next_posted = nullptr;
+};
+
+class Loop {
+ public:
+  explicit Loop(const Clock& clock) : clock_(clock) {}
+  Loop(const Loop&) = delete;
+  Loop& operator=(const Loop&) = delete;
+  virtual ~Loop() = default;
+
+  // Runs the task and all that it starts on the calling thread, until the task has ended.
+  void run(coro::Task<void> main);
+
+  // Thread-safe. The message lives until it ran.
+  void post(Posted& message);
+
+  const Clock& clock() const { return clock_; }
+  uint64_t now_ms() const { return clock_.now_ms(); }
+
+  // The descriptor becomes non-blocking and belongs to the result.
+  virtual std::unique_ptr<Stream> make_stream(UniqueFd fd) = 0;
+  virtual std::unique_ptr<Listener> make_listener(UniqueFd fd) = 0;
+
+  // What serves this loop and which features it found, for the log: "io_uring (defer_taskrun, ...)".
+  virtual std::string description() const = 0;
+
+ protected:
+  // Hands started operations to the kernel, waits for at least one completion, a wake() or the time (timeout_ms < 0:
+  // no limit; 0: do not wait), and queues every completion that is there before any of them runs.
+  virtual void poll(int64_t timeout_ms) = 0;
+  // Thread-safe: ends a poll that waits, or the next one.
+  virtual void wake() = 0;
+  // Called on the loop's thread before the first poll and after the last.
+  virtual void enter() {}
+  virtual void leave() {}
+
+ private:
+  friend class Timer;
+  static coro::Task<void> run_and_stop(Loop& loop, coro::Task<void> main);
+  void take_posted();
+  int64_t fire_timers();
+
+  const Clock& clock_;
+  coro::ReadyQueue ready_;
+  std::set<std::pair<uint64_t, Timer*>> timers_;
+  std::atomic<Posted*> posted_{nullptr};
+  std::atomic<bool> sleeping_{false};
+  bool stopped_ = false;
+};
+
+// Makes loops, and files that all of them can use.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual std::string_view name() const = 0;
+  virtual Result<std::unique_ptr<Loop>> make_loop(const Clock& clock) = 0;
+
+  // `direct`: the descriptor was opened with O_DIRECT, so that its page cache says nothing about blocking.
+  virtual std::unique_ptr<File> make_file(UniqueFd fd, bool direct) = 0;
+};
+
+// co_await sleep_until(loop, at_ms)
+class [[nodiscard]] SleepUntil {
+ public:
+  SleepUntil(Loop& loop, uint64_t at_ms)
+      : timer_(loop, [](coro::Runnable& self) { static_cast<Alarm&>(self).waiter.resume(); }), at_ms_(at_ms) {}
+  bool await_ready() const { return false; }
+  void await_suspend(std::coroutine_handle<> waiter) {
+    timer_.waiter = waiter;
+    timer_.arm(at_ms_);
+  }
+  void await_resume() const {}
+
+ private:
+  struct Alarm : Timer {
+    using Timer::Timer;
+    std::coroutine_handle<> waiter;
+  };
+  Alarm timer_;
+  uint64_t at_ms_;
+};
+
+}  // namespace netblk::io

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "io/socket.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+
+#include "base/check.h"
+
+namespace netblk::io {
+
+void set_nonblocking(int fd) {
+  const int flags = ::fcntl(fd, F_GETFL);
+  NETBLK_CHECK(flags >= 0 && ::fcntl(fd, F_SETFL, flags | O_NONBLOCK) == 0, "cannot make a descriptor non-blocking");
+}
+
+void set_reset_on_close(int fd) {
+  const linger now{.l_onoff = 1, .l_linger = 0};
+  // Fails on sockets that know no RST (unix): the close is then a plain one.
+  (void)::setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+}
+
+msghdr gathered(std::span<const iovec> parts) {
+  msghdr message{};
+  // sendmsg does not write through the pointer.
+  message.msg_iov = const_cast<iovec*>(parts.data());
+  message.msg_iovlen = parts.size();
+  return message;
+}
+
+int32_t send_now(int fd, std::span<const iovec> parts) {
+  const msghdr message = gathered(parts);
+  for (;;) {
+    const ssize_t sent = ::sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (sent >= 0) return static_cast<int32_t>(sent);
+    if (errno != EINTR) return -errno;
+  }
+}
+
+int32_t read_now(int fd, std::span<std::byte> into, uint64_t offset) {
+  const iovec part{into.data(), into.size()};
+  const ssize_t got = ::preadv2(fd, &part, 1, static_cast<off_t>(offset), RWF_NOWAIT);
+  if (got >= 0) return static_cast<int32_t>(got);
+  return errno == EOPNOTSUPP || errno == ENOSYS || errno == EINTR ? -EAGAIN : -errno;
+}
+
+int32_t write_now(int fd, std::span<const std::byte> from, uint64_t offset) {
+  for (;;) {
+    const ssize_t put = ::pwrite(fd, from.data(), from.size(), static_cast<off_t>(offset));
+    if (put >= 0) return static_cast<int32_t>(put);
+    if (errno != EINTR) return -errno;
+  }
+}
+
+int32_t punch_hole_now(int fd, uint64_t offset, uint64_t length) {
+  for (;;) {
+    if (::fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
+                    static_cast<off_t>(length)) == 0)
+      return 0;
+    if (errno != EINTR) return -errno;
+  }
+}
+
+}  // namespace netblk::io

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// What both back ends do with a descriptor in the same way.
+#pragma once
+
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "io/op.h"
+
+namespace netblk::io {
+
+void set_nonblocking(int fd);
+
+// Makes the close that follows send RST: pending data is thrown away.
+void set_reset_on_close(int fd);
+
+// A send that does not wait: bytes sent, or a negative errno value (-EAGAIN when nothing fits).
+int32_t send_now(int fd, std::span<const iovec> parts);
+
+// Fills a msghdr for a gathered send.
+msghdr gathered(std::span<const iovec> parts);
+
+// A read that does not wait for storage (RWF_NOWAIT): bytes, or a negative errno value; -EAGAIN when it would wait or
+// the file system cannot tell.
+int32_t read_now(int fd, std::span<std::byte> into, uint64_t offset);
+
+// Buffered writes of at most this many bytes run on the calling thread: they are a copy into the page cache, and a
+// hand-over to another thread costs more than the copy (NOTES of the floor program in bench/README.md).
+inline constexpr size_t kInlineWriteBytes = 1u << 20;
+
+// A plain positioned write on the calling thread.
+int32_t write_now(int fd, std::span<const std::byte> from, uint64_t offset);
+
+// fallocate(PUNCH_HOLE | KEEP_SIZE); on a block device, where that is refused, BLKDISCARD then zeroes are the caller's.
+int32_t punch_hole_now(int fd, uint64_t offset, uint64_t length);
+
+}  // namespace netblk::io

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// Stream and Listener: what a transport yields, whatever carries it.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <cstddef>
+#include <span>
+
+#include "io/fd.h"
+#include "io/op.h"
+
+namespace netblk::io {
+
+// A connected byte stream. Belongs to the loop that made it; used on that loop's thread only. At most one recv and one
+// send are in flight at a time. The destructor closes, and aborts when an operation is still in flight.
+class Stream {
+ public:
+  virtual ~Stream() = default;
+
+  // result: bytes received (often fewer than asked), 0 at the end of the stream, or a negative errno value.
+  virtual bool recv(Op& op, std::span<std::byte> into) = 0;
+
+  // Gathers up to limits::kKernelMaxIov parts. result: bytes sent (often fewer than given) or a negative errno value.
+  // The parts and what they name live until the operation ended. Never raises SIGPIPE.
+  virtual bool send(Op& op, std::span<const iovec> parts) = 0;
+
+  // Ends what is in flight by its own completion: reads see the end of the stream, sends fail.
+  virtual void shutdown() = 0;
+
+  // Ends only the reading half: a recv in flight sees the end of the stream; replies can still be sent.
+  virtual void shutdown_read() = 0;
+
+  // shutdown(), and the close that follows sends RST instead of FIN, where the transport knows it.
+  virtual void abort() = 0;
+};
+
+// A listening socket, owned by one loop.
+class Listener {
+ public:
+  virtual ~Listener() = default;
+
+  // result: a new descriptor that the caller owns (non-blocking, close-on-exec), or a negative errno value.
+  virtual bool accept(Op& op) = 0;
+
+  // An accept in flight ends with an error.
+  virtual void shutdown() = 0;
+};
+
+inline auto recv(Stream& stream, std::span<std::byte> into) {
+  return await([&stream, into](Op& op) { return stream.recv(op, into); });
+}
+inline auto send(Stream& stream, std::span<const iovec> parts) {
+  return await([&stream, parts](Op& op) { return stream.send(op, parts); });
+}
+inline auto accept(Listener& listener) {
+  return await([&listener](Op& op) { return listener.accept(op); });
+}
+
+}  // namespace netblk::io

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "store/filter/filter.h"
+
+#include <cerrno>
+#include <mutex>
+#include <random>
+#include <utility>
+
+#include "base/check.h"
+
+namespace netblk::store {
+
+using block::Command;
+using block::Completion;
+using block::Device;
+using block::Geometry;
+using block::Request;
+
+namespace {
+
+class Filter : public Device {
+ public:
+  Filter(const Geometry& geometry, std::unique_ptr<Device> below) : Device(geometry), below_(std::move(below)) {}
+
+ protected:
+  void start(Request& request, Completion completion) override { forward(*below_, request, std::move(completion)); }
+
+  std::unique_ptr<Device> below_;
+};
+
+// The edge of the device refuses the changes: the geometry says so.
+Geometry read_only(Geometry geometry) {
+  geometry.read_only = true;
+  return geometry;
+}
+
+class DelayFilter final : public Filter {
+ public:
+  DelayFilter(std::unique_ptr<Device> below, uint64_t delay_ms)
+      : Filter(Geometry(below->geometry()), std::move(below)), delay_ms_(delay_ms) {}
+
+ protected:
+  void start(Request& request, Completion completion) override {
+    // The wait owns itself; it has gone when the request goes on.
+    auto* const wait = new Wait(*this, request, std::move(completion));
+    wait->arm(request.loop->now_ms() + delay_ms_);
+  }
+
+ private:
+  struct Wait : io::Timer {
+    Wait(DelayFilter& owner, Request& delayed, Completion duty)
+        : Timer(*delayed.loop,
+                [](coro::Runnable& self) {
+                  const std::unique_ptr<Wait> over(&static_cast<Wait&>(self));
+                  over->filter.Filter::start(over->request, std::move(over->completion));
+                }),
+          filter(owner), request(delayed), completion(std::move(duty)) {}
+    DelayFilter& filter;
+    Request& request;
+    Completion completion;
+  };
+  uint64_t delay_ms_;
+};
+
+class FaultFilter final : public Filter {
+ public:
+  FaultFilter(std::unique_ptr<Device> below, const FaultOptions& options)
+      : Filter(Geometry(below->geometry()), std::move(below)), options_(options), random_(options.seed) {
+    NETBLK_CHECK(options.one_in > 0 && options.error > 0, "a fault filter that cannot fail");
+  }
+
+ protected:
+  void start(Request& request, Completion completion) override {
+    if (chosen(request.command)) return std::move(completion).finish(options_.error);
+    Filter::start(request, std::move(completion));
+  }
+
+ private:
+  bool chosen(Command command) {
+    switch (command) {
+      case Command::kRead: if (!options_.reads) return false; break;
+      case Command::kWrite: if (!options_.writes) return false; break;
+      case Command::kFlush: if (!options_.flushes) return false; break;
+      case Command::kTrim:
+      case Command::kWriteZeroes: if (!options_.trims) return false; break;
+    }
+    const std::lock_guard lock(mutex_);
+    return random_() % options_.one_in == 0;
+  }
+
+  FaultOptions options_;
+  std::mutex mutex_;
+  std::mt19937_64 random_;
+};
+
+}  // namespace
+
+std::unique_ptr<Device> make_readonly_filter(std::unique_ptr<Device> below) {
+  const Geometry geometry = read_only(below->geometry());
+  return std::make_unique<Filter>(geometry, std::move(below));
+}
+
+std::unique_ptr<Device> make_delay_filter(std::unique_ptr<Device> below, uint64_t delay_ms) {
+  return std::make_unique<DelayFilter>(std::move(below), delay_ms);
+}
+
+std::unique_ptr<Device> make_fault_filter(std::unique_ptr<Device> below, const FaultOptions& options) {
+  return std::make_unique<FaultFilter>(std::move(below), options);
+}
+
+}  // namespace netblk::store

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "store/group_sync.h"
+
+#include <cerrno>
+#include <utility>
+
+#include "base/log.h"
+#include "base/result.h"
+
+namespace netblk::store {
+namespace {
+
+void finish_at_home(block::Request& request) { std::move(request.held.completion).finish(request.error); }
+
+}  // namespace
+
+GroupSync::Kick::Kick(GroupSync& owner)
+    : Runnable([](Runnable& self) {
+        GroupSync& group = static_cast<Kick&>(self).sync;
+        group.start(*group.sync_loop_);
+      }),
+      sync(owner) {}
+
+GroupSync::SyncOp::SyncOp(GroupSync& owner)
+    : Op([](Runnable& self) {
+        auto& op = static_cast<SyncOp&>(self);
+        op.sync.ended(op.result);
+      }),
+      sync(owner) {}
+
+GroupSync::GroupSync(io::File& file) : file_(file), kick_(*this), op_(*this) {}
+
+void GroupSync::join(block::Request& request) {
+  if (poisoned()) return std::move(request.held.completion).finish(EIO);
+  {
+    const std::lock_guard lock(mutex_);
+    request.held.next = waiting_;
+    waiting_ = &request;
+    if (scheduled_) return;
+    scheduled_ = true;
+    sync_loop_ = request.loop;
+  }
+  // At the end of the ready queue: everything that this round of completions writes joins the same sync.
+  coro::ReadyQueue::current().push(kick_);
+}
+
+void GroupSync::start(io::Loop& loop) {
+  {
+    const std::lock_guard lock(mutex_);
+    running_ = std::exchange(waiting_, nullptr);
+  }
+  syncs_.fetch_add(1, std::memory_order_relaxed);
+  if (file_.datasync(loop, op_)) ended(op_.result);
+}
+
+void GroupSync::ended(int32_t result) {
+  if (result < 0 && !poisoned_.exchange(true, std::memory_order_acq_rel))
+    log_error("fdatasync failed: {}; data may be lost: every later write and flush of this store fails until it is "
+              "opened again",
+              errno_text(-result));
+  block::Request* answered = std::exchange(running_, nullptr);
+  io::Loop& here = *sync_loop_;
+  bool more;
+  {
+    const std::lock_guard lock(mutex_);
+    more = waiting_ != nullptr;
+    scheduled_ = more;
+  }
+  if (more) coro::ReadyQueue::current().push(kick_);
+  // Oldest first.
+  block::Request* ordered = nullptr;
+  while (answered != nullptr) {
+    block::Request* const next = answered->held.next;
+    answered->held.next = ordered;
+    ordered = std::exchange(answered, next);
+  }
+  while (ordered != nullptr) {
+    block::Request& request = *std::exchange(ordered, ordered->held.next);
+    request.error = poisoned() ? EIO : 0;
+    if (request.loop == &here) {
+      finish_at_home(request);
+    } else {
+      request.held.hop.send(request, finish_at_home);
+    }
+  }
+}
+
+}  // namespace netblk::store
