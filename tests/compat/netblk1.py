@@ -19,6 +19,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 
 READ, WRITE, DISCONNECT = 1, 2, 3
 OK, ERROR = 0, 1
@@ -190,6 +191,7 @@ class Server:
         self.listener = socket.create_server((host, port), reuse_port=False, backlog=1024)
         self.port = self.listener.getsockname()[1]
         self.stopping = False
+        self.poisoned = False  # by a failed sync: no later write can be called durable
         self.accepted = 0
         self.thread = threading.Thread(target=self._accept, daemon=True)
         self.thread.start()
@@ -199,7 +201,8 @@ class Server:
             try:
                 sock, _ = self.listener.accept()
             except OSError:
-                return
+                time.sleep(0.01)  # the client's failure, or a passing want of descriptors
+                continue
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self.lock:
                 self.connections.add(sock)
@@ -318,21 +321,42 @@ class Server:
             if self.bug == "truncated-applied" and e.partial:
                 os.pwrite(self.fd, e.partial, sector * SECTOR)
             raise
-        if self.bug == "torn-overlap":
-            for i in range(0, length, SECTOR):
-                os.pwrite(self.fd, data[i:i + SECTOR], sector * SECTOR + i)
-        elif self.bug != "write-lost":
-            with self.lock:
-                os.pwrite(self.fd, data, sector * SECTOR)
-        os.fdatasync(self.fd)  # durable before its OK
-        sock.sendall(bytes([OK]))
+        sock.sendall(bytes([OK if self.store(data, sector * SECTOR) else ERROR]))
+        return True
+
+    def store(self, data, at):
+        """Whether the data was written and is durable."""
+        if self.poisoned:
+            return False
+        try:
+            if self.bug == "torn-overlap":
+                for i in range(0, len(data), SECTOR):
+                    os.pwrite(self.fd, data[i:i + SECTOR], at + i)
+            elif self.bug != "write-lost":
+                with self.lock:
+                    done = 0
+                    while done < len(data):  # a file system that fills up writes in part first
+                        done += os.pwrite(self.fd, data[done:], at + done)
+        except OSError:
+            return False
+        try:
+            os.fdatasync(self.fd)
+        except OSError:
+            self.poisoned = True
+            print("sync failed: every later WRITE is refused", file=sys.stderr, flush=True)
+            return False
         return True
 
     def answer_read(self, sector, length):
         if not self.in_range(sector, length):
             extra = bytes(length) if self.bug == "error-carries-data" else b""
             return bytes([ERROR]) + extra
-        data = os.pread(self.fd, length, sector * SECTOR)
+        try:
+            data = os.pread(self.fd, length, sector * SECTOR)
+        except OSError:
+            return bytes([ERROR])
+        if len(data) < length:  # the file was cut by someone else
+            return bytes([ERROR])
         if self.bug == "garbage-read" and length > 4096:
             data = data[:-1] + bytes([data[-1] ^ 1])
         if self.bug == "out-of-order" and length > 512:

@@ -4,6 +4,7 @@
 import os
 import pathlib
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -59,10 +60,12 @@ def status_kib(pid, key):
 class Server:
     """A running server.  `args` are its whole arguments but NETBLK_SERVER_ARGS."""
 
-    def __init__(self, case, args, ports=(), wrap=(), env=None, ready=True):
+    def __init__(self, case, args, ports=(), wrap=(), env=None, ready=True, io=None):
         global _serial
         _serial += 1
         command, extra = suite.server_command()
+        if io:  # this test is about one I/O back end, whichever the run is about
+            extra = [a for i, a in enumerate(extra) if a != "--io" and extra[i - 1] != "--io"] + ["--io", io]
         self.args = [*wrap, *command, *map(str, args), *extra]
         self.ports = list(ports)
         self.port = self.ports[0] if self.ports else None
@@ -170,6 +173,25 @@ def run_cli(args, seconds=20, extra=True, env=None, cwd=None):
                        capture_output=True, text=True, timeout=seconds * suite.TIME_SCALE,
                        env={**os.environ, **(env or {})}, cwd=cwd)
     return p.returncode, p.stdout, p.stderr
+
+
+class Strace:
+    """Runs a server under strace: pass its `wrap` to the server.  -D keeps the server
+    our own child; the tracer is a grandchild that ends with it."""
+
+    def __init__(self, case, *args):
+        if subprocess.run(["strace", "-D", "-f", "-o", "/dev/null", "-e", "trace=none", "true"],
+                          capture_output=True, check=False).returncode != 0:
+            raise suite.Skip("strace cannot trace here")
+        self.path = case.tmp / "strace.log"
+        self.wrap = ["strace", "-D", "-f", "-yy", "-s", "8", "-o", str(self.path), *args]
+
+    def lines(self, pid):
+        """The whole trace, after process `pid` has ended."""
+        def ended():
+            text = self.path.read_text(errors="replace")
+            return re.search(rf"^{pid} +\+\+\+ ", text, re.M) and text
+        return suite.wait_until(ended, 10, "the trace's end").splitlines()
 
 
 def settle(read, bound, seconds=10):
