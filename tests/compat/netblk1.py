@@ -188,6 +188,7 @@ class Server:
         self.lock = threading.Lock()
         self.turn = threading.Lock()
         self.connections = set()
+        self.threads = []
         self.listener = socket.create_server((host, port), reuse_port=False, backlog=1024)
         self.port = self.listener.getsockname()[1]
         self.stopping = False
@@ -207,9 +208,13 @@ class Server:
             with self.lock:
                 self.connections.add(sock)
                 self.accepted += 1
-            threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+                th = threading.Thread(target=self._serve, args=(sock,), daemon=True)
+                self.threads = [x for x in self.threads if x.is_alive()] + [th]
+                th.start()
 
     def stop(self):
+        if self.stopping:
+            return
         self.stopping = True
         try:
             self.listener.shutdown(socket.SHUT_RDWR)
@@ -218,7 +223,10 @@ class Server:
         self.listener.close()
         self.drop_all()
         self.thread.join(5)
-        os.close(self.fd)
+        for th in self.threads:
+            th.join(10)
+        if not any(th.is_alive() for th in self.threads):
+            os.close(self.fd)  # else left open: a thread of ours must never meet a reused descriptor
 
     def drop_all(self):
         with self.lock:
