@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The one place that knows kernel versions. Built and tested on 6.1 and 6.12.
+ *
+ * Feature tests that a version cannot answer (stable kernels take backports)
+ * are made by Kbuild, which looks into the kernel's own headers.
+ */
+#ifndef NETBLK_COMPAT_H
+#define NETBLK_COMPAT_H
+
+#include <linux/blk-mq.h>
+#include <linux/blkdev.h>
+#include <linux/timer.h>
+#include <linux/uio.h>
+#include <linux/version.h>
+#include <net/sock.h>
+
+/* 6.2: the direction of an iov_iter got names of its own. */
+#ifndef ITER_SOURCE
+#define ITER_SOURCE WRITE
+#define ITER_DEST READ
+#endif
+
+/* 6.14: merging is what every queue does, and the flag is gone. */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 14, 0)
+#define NETBLK_F_SHOULD_MERGE 0
+#else
+#define NETBLK_F_SHOULD_MERGE BLK_MQ_F_SHOULD_MERGE
+#endif
+
+/* 6.5: open() gets the disk and a blk_mode_t instead of an fmode_t. */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 5, 0)
+#define NETBLK_OPEN_ARGS(disk_, mode_) \
+	struct gendisk *disk_, blk_mode_t mode_
+#define NETBLK_OPEN_DISK(arg_) (arg_)
+#else
+#define NETBLK_OPEN_ARGS(disk_, mode_) \
+	struct block_device *disk_, fmode_t mode_
+#define NETBLK_OPEN_DISK(arg_) ((arg_)->bd_disk)
+#endif
+
+/*
+ * What our disks ask of the block layer: 512-byte sectors, any number of
+ * segments of any length, not rotational, no volatile write cache, no discard.
+ * 6.9 made limits an argument of the allocation.
+ */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 9, 0)
+
+static inline struct queue_limits
+netblk_compat_limits(unsigned int max_hw_sectors)
+{
+	struct queue_limits lim = {
+		.logical_block_size = SECTOR_SIZE,
+		.max_hw_sectors = max_hw_sectors,
+		.max_segments = USHRT_MAX,
+		.max_segment_size = UINT_MAX,
+	};
+
+	return lim;
+}
+
+#define netblk_compat_alloc_mq_disk(set, max_hw_sectors, data)		\
+({									\
+	struct queue_limits lim_ = netblk_compat_limits(max_hw_sectors);\
+									\
+	blk_mq_alloc_disk(set, &lim_, data);				\
+})
+
+#define netblk_compat_alloc_bio_disk(max_hw_sectors)			\
+({									\
+	struct queue_limits lim_ = netblk_compat_limits(max_hw_sectors);\
+									\
+	blk_alloc_disk(&lim_, NUMA_NO_NODE);				\
+})
+
+/* Before 6.11 a queue was rotational unless it said otherwise. */
+static inline void netblk_compat_disk_ready(struct gendisk *disk)
+{
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 11, 0)
+	blk_queue_flag_set(QUEUE_FLAG_NONROT, disk->queue);
+#endif
+}
+
+#else /* before 6.9 */
+
+static inline void netblk_compat_set_limits(struct request_queue *q,
+					    unsigned int max_hw_sectors)
+{
+	blk_queue_logical_block_size(q, SECTOR_SIZE);
+	blk_queue_max_hw_sectors(q, max_hw_sectors);
+	blk_queue_max_segments(q, USHRT_MAX);
+	blk_queue_max_segment_size(q, UINT_MAX);
+}
+
+#define netblk_compat_alloc_mq_disk(set, max_hw_sectors, data)		\
+({									\
+	struct gendisk *disk_ = blk_mq_alloc_disk(set, data);		\
+									\
+	if (!IS_ERR(disk_))						\
+		netblk_compat_set_limits(disk_->queue, max_hw_sectors);	\
+	disk_;								\
+})
+
+/* NULL became ERR_PTR() together with the limits argument. */
+#define netblk_compat_alloc_bio_disk(max_hw_sectors)			\
+({									\
+	struct gendisk *disk_ = blk_alloc_disk(NUMA_NO_NODE);		\
+									\
+	if (disk_)							\
+		netblk_compat_set_limits(disk_->queue, max_hw_sectors);	\
+	else								\
+		disk_ = ERR_PTR(-ENOMEM);				\
+	disk_;								\
+})
+
+static inline void netblk_compat_disk_ready(struct gendisk *disk)
+{
+	blk_queue_flag_set(QUEUE_FLAG_NONROT, disk->queue);
+}
+
+#endif
+
+/* 6.2: timer_delete_sync() is the name; 6.1's stable series has both. */
+#ifndef NETBLK_HAVE_TIMER_DELETE_SYNC
+#define timer_delete_sync del_timer_sync
+#endif
+
+/*
+ * A kernel socket must not use current->task_frag: the sender may be in the
+ * middle of a user's own sendmsg() and have entered us through reclaim.
+ * Without the field, sk_page_frag() decides by sk_allocation, and ours
+ * (GFP_NOIO) already keeps it away.
+ */
+static inline void netblk_compat_no_task_frag(struct sock *sk)
+{
+#ifdef NETBLK_HAVE_SK_USE_TASK_FRAG
+	sk->sk_use_task_frag = false;
+#endif
+}
+
+#endif /* NETBLK_COMPAT_H */

@@ -1,0 +1,258 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * netblk: a network block device. What the parts of the driver share.
+ *
+ *   net_block_main.c    module, parameters, disk, blk-mq entry points
+ *   net_block_core.c    one thread per device: connect, lose, retry, give up
+ *   net_block_conn.c    one TCP connection: socket, sending, receiving
+ *   net_block_proto1.c  netblk/1: encoding requests, decoding replies
+ *   net_block_sysfs.c   /sys/block/netblk/
+ *
+ * Who owns a request. From the moment netblk_queue_rq() puts it on a list it
+ * belongs to the device's thread, and only that thread completes it: with the
+ * server's answer, or with EIO when the device is disconnected or gives up.
+ * blk-mq's time-out handler never completes anything. Exactly-once follows:
+ * a request is on one list, and taking it off the list under netblk_device.lock
+ * is the right to complete it.
+ *
+ * Lock order: netblk_device.tx_lock, then the socket's own lock, or
+ * netblk_device.tx_lock, then netblk_device.lock (a leaf: nothing sleeps and
+ * nothing else is taken under it). The socket's callbacks take none of them.
+ */
+#ifndef NETBLK_NET_BLOCK_H
+#define NETBLK_NET_BLOCK_H
+
+#include <linux/atomic.h>
+#include <linux/blk-mq.h>
+#include <linux/completion.h>
+#include <linux/list.h>
+#include <linux/mutex.h>
+#include <linux/net.h>
+#include <linux/spinlock.h>
+#include <linux/timer.h>
+#include <linux/types.h>
+#include <linux/wait.h>
+
+#include "netblk_wire.h"
+
+/* Ranges of parameters and attributes; see ABI-sysfs-netblk. */
+#define NETBLK_MAX_SIZE_MB ((u64)LLONG_MAX >> 20)
+#define NETBLK_MAX_QUEUE_DEPTH 4096
+#define NETBLK_MAX_RETRIES 1000
+#define NETBLK_MAX_TIMEOUT_MS (10 * 60 * 1000)
+#define NETBLK_MAX_DEAD_TIME_MS (24 * 60 * 60 * 1000)
+
+#define NETBLK_DEFAULT_IP "192.168.1.22"
+#define NETBLK_DEFAULT_SIZE_MB 100
+#define NETBLK_DEFAULT_QUEUE_DEPTH 128
+#define NETBLK_DEFAULT_RETRIES 3
+#define NETBLK_DEFAULT_TIMEOUT_MS 5000
+#define NETBLK_DEFAULT_DEAD_TIME_MS 15000
+
+/* The longest request that the block layer may build. */
+#define NETBLK_MAX_REQUEST_BYTES (4u << 20)
+
+/* Segments to one sendmsg() or recvmsg(). */
+#define NETBLK_SEGMENTS 64
+
+/* Room for the longest request header of any protocol version. */
+#define NETBLK_MAX_HEADER 16
+
+/* A request being answered slower than this (bytes per second) is stuck. */
+#define NETBLK_MIN_RATE (64u << 10)
+
+/* How long a polite close waits for the server to close as well. */
+#define NETBLK_GOODBYE_MS 200
+
+enum netblk_state {
+	NETBLK_STATE_DISCONNECTED,
+	NETBLK_STATE_CONNECTING,
+	NETBLK_STATE_CONNECTED,
+	NETBLK_STATE_ERROR,
+};
+
+struct netblk_addr {
+	__be32 ip;
+	u16 port; /* host order */
+};
+
+/* A place in a request's data. */
+struct netblk_cursor {
+	struct bio *bio;
+	struct bvec_iter iter;
+	u32 left; /* bytes */
+};
+
+/* The driver's part of a request (blk-mq allocates it behind struct request). */
+struct netblk_cmd {
+	struct list_head node; /* netblk_device.pending or netblk_conn.inflight */
+	struct netblk_cursor data; /* of the sender for a WRITE, else of the receiver */
+	u8 header[NETBLK_MAX_HEADER];
+	u8 header_length;
+	u8 header_done; /* bytes given to TCP */
+	bool write;
+	bool sent; /* the last byte was given to TCP; netblk_device.lock */
+	bool receiving; /* the status was OK and data follows */
+	u8 status; /* recvmsg() puts it here */
+};
+
+struct netblk_conn;
+struct netblk_device;
+
+/*
+ * What differs between versions of the protocol. A version decides how replies
+ * meet requests (in order here, by cookie in a later one).
+ */
+struct netblk_proto {
+	unsigned int version;
+
+	/* Write cmd->header and set cmd->header_length. */
+	void (*encode)(struct netblk_cmd *cmd);
+
+	/* Write a farewell, return its length. */
+	size_t (*encode_goodbye)(u8 header[NETBLK_MAX_HEADER]);
+
+	/*
+	 * Say where the next received bytes go: at most @max segments in @bv,
+	 * *@bytes in all. Returns the number of segments, 0 when no byte is due.
+	 */
+	unsigned int (*rx_map)(struct netblk_conn *nc, struct bio_vec *bv,
+			       unsigned int max, size_t *bytes);
+
+	/* @bytes of what rx_map() named have arrived. Negative: out of step. */
+	int (*rx_done)(struct netblk_conn *nc, size_t bytes);
+};
+
+extern const struct netblk_proto netblk_proto1;
+
+/* One TCP connection. Made, serviced and closed by the device's thread. */
+struct netblk_conn {
+	struct netblk_device *nd;
+	const struct netblk_proto *proto;
+	struct socket *sock;
+	struct netblk_addr addr;
+	u64 epoch; /* no two connections of a device have the same */
+	bool established;
+	unsigned long deadline; /* jiffies: of the connect(), then of a drain */
+
+	/* the socket's own callbacks, put back before it is released */
+	void (*data_ready)(struct sock *sk);
+	void (*state_change)(struct sock *sk);
+	void (*write_space)(struct sock *sk);
+
+	struct list_head inflight; /* in the order of sending; netblk_device.lock */
+
+	/* netblk_device.tx_lock */
+	struct netblk_cmd *tx_next; /* the first one in flight not wholly sent */
+	bool tx_stalled; /* the socket is full: the thread goes on */
+	bool draining; /* take no new request */
+	int tx_error;
+
+	/* the thread's; the first two are set under netblk_device.lock */
+	unsigned long head_at; /* jiffies: the oldest request became the oldest */
+	unsigned long progress_at; /* jiffies: a byte last moved */
+	unsigned long up_at; /* jiffies */
+	u32 acked; /* snd_una when last looked at */
+	u64 replies;
+	const char *why; /* what is wrong with it, when something is */
+
+	u8 goodbye[NETBLK_MAX_HEADER];
+	struct bio_vec tx_bv[NETBLK_SEGMENTS];
+	struct bio_vec rx_bv[NETBLK_SEGMENTS];
+};
+
+enum { NETBLK_KICKED }; /* netblk_device.flags */
+
+struct netblk_device {
+	struct list_head node; /* the list of devices */
+	struct gendisk *disk;
+	struct blk_mq_tag_set tag_set;
+	const struct netblk_proto *proto;
+	struct kernfs_node *state_node; /* for poll() on the state attribute */
+	u64 size_mb;
+
+	/* by sysfs at any time, read with READ_ONCE */
+	unsigned int max_retries;
+	unsigned int connect_timeout_ms;
+	unsigned int io_timeout_ms;
+	unsigned int dead_time_ms;
+
+	atomic64_t read_bytes;
+	atomic64_t write_bytes;
+	atomic64_t errors;
+
+	struct mutex tx_lock; /* the sending side of conn */
+
+	spinlock_t lock;
+	/* under lock: */
+	enum netblk_state state;
+	bool removing;
+	struct netblk_addr configured; /* used by the next connect */
+	struct list_head ops; /* struct netblk_op, for the thread */
+	struct list_head pending; /* requests not yet given to a connection */
+	unsigned int active; /* requests on any list */
+	unsigned long busy_since; /* jiffies: active left 0 */
+	struct netblk_conn *conn; /* written under tx_lock too */
+
+	struct task_struct *thread;
+	wait_queue_head_t wait;
+	unsigned long flags;
+	struct timer_list watchdog;
+
+	/* the thread's: */
+	struct list_head waiting; /* struct netblk_op, for next */
+	struct netblk_conn *next; /* being connected, or waiting for conn to drain */
+	struct netblk_addr addr; /* where conn leads, and where a lost one is sought */
+	u64 epoch;
+	bool one_try; /* next is the user's, from disconnected or error */
+	bool dead; /* lost, and nothing answered since */
+	unsigned long dead_since; /* jiffies */
+	unsigned int tries; /* since dead_since */
+	unsigned long tried_at; /* jiffies */
+	unsigned long try_at; /* jiffies: the next one */
+	const char *why; /* the last connection's or try's end */
+	int error;
+};
+
+/* net_block_core.c */
+int netblk_core_start(struct netblk_device *nd);
+void netblk_core_stop(struct netblk_device *nd);
+void netblk_kick(struct netblk_device *nd);
+void netblk_tx(struct netblk_device *nd);
+int netblk_connect(struct netblk_device *nd);
+int netblk_disconnect(struct netblk_device *nd);
+void netblk_shutdown(struct netblk_device *nd);
+void netblk_end_cmd(struct netblk_device *nd, struct netblk_cmd *cmd,
+		    blk_status_t status);
+void netblk_cmd_rewind(struct netblk_cmd *cmd);
+
+/* net_block_conn.c */
+struct netblk_conn *netblk_conn_open(struct netblk_device *nd,
+				     const struct netblk_addr *addr);
+int netblk_conn_poll(struct netblk_conn *nc);
+void netblk_conn_close(struct netblk_conn *nc);
+void netblk_conn_goodbye(struct netblk_conn *nc);
+int netblk_conn_tx(struct netblk_conn *nc);
+int netblk_conn_rx(struct netblk_conn *nc);
+int netblk_conn_check(struct netblk_conn *nc, unsigned long *wake_at);
+bool netblk_conn_has_input(struct netblk_conn *nc);
+int netblk_net_read(struct netblk_conn *nc, const struct bio_vec *bv,
+		    unsigned int segments, size_t bytes);
+int netblk_net_write(struct netblk_conn *nc, const struct bio_vec *bv,
+		     unsigned int segments, size_t bytes, bool more);
+void netblk_bvec_set_virt(struct bio_vec *bv, void *p, unsigned int length);
+unsigned int netblk_cursor_map(const struct netblk_cursor *c,
+			       struct bio_vec *bv, unsigned int max,
+			       size_t *bytes);
+void netblk_cursor_advance(struct netblk_cursor *c, size_t bytes);
+
+/* net_block_sysfs.c */
+extern const struct attribute_group *netblk_attr_groups[];
+int netblk_parse_ip(const char *text, size_t length, __be32 *ip);
+
+static inline const char *netblk_name(const struct netblk_device *nd)
+{
+	return nd->disk->disk_name;
+}
+
+#endif /* NETBLK_NET_BLOCK_H */

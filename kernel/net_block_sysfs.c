@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * /sys/block/netblk/: see ABI-sysfs-netblk. A write either is wholly valid or
+ * changes nothing and fails with EINVAL.
+ */
+#include <linux/ctype.h>
+#include <linux/device.h>
+#include <linux/inet.h>
+#include <linux/kernel.h>
+#include <linux/kstrtox.h>
+#include <linux/sysfs.h>
+
+#include "compat.h"
+#include "net_block.h"
+
+static struct netblk_device *netblk_from_dev(struct device *dev)
+{
+	return dev_to_disk(dev)->private_data;
+}
+
+/* The text without the newline that echo adds. */
+static size_t netblk_trim(const char *text, size_t length)
+{
+	return length && text[length - 1] == '\n' ? length - 1 : length;
+}
+
+/* Dotted decimal, all four parts, of an address that a server can have. */
+int netblk_parse_ip(const char *text, size_t length, __be32 *ip)
+{
+	const char *end;
+	__be32 addr;
+
+	length = netblk_trim(text, length);
+	if (!length || length >= sizeof("255.255.255.255") ||
+	    !in4_pton(text, length, (u8 *)&addr, -1, &end) ||
+	    end != text + length)
+		return -EINVAL;
+	if (ipv4_is_zeronet(addr) || ipv4_is_multicast(addr) ||
+	    ipv4_is_lbcast(addr))
+		return -EINVAL;
+	*ip = addr;
+	return 0;
+}
+
+/* Decimal digits and nothing else. */
+static int netblk_parse_uint(const char *text, size_t length, unsigned int low,
+			     unsigned int high, unsigned int *value)
+{
+	char digits[sizeof("4294967295")];
+	unsigned int parsed;
+	size_t i;
+
+	length = netblk_trim(text, length);
+	if (!length || length >= sizeof(digits))
+		return -EINVAL;
+	for (i = 0; i < length; i++) {
+		if (!isdigit(text[i]))
+			return -EINVAL;
+		digits[i] = text[i];
+	}
+	digits[length] = '\0';
+	if (kstrtouint(digits, 10, &parsed) || parsed < low || parsed > high)
+		return -EINVAL;
+	*value = parsed;
+	return 0;
+}
+
+static ssize_t server_ip_show(struct device *dev, struct device_attribute *attr,
+			      char *buf)
+{
+	struct netblk_device *nd = netblk_from_dev(dev);
+	__be32 ip;
+
+	spin_lock(&nd->lock);
+	ip = nd->configured.ip;
+	spin_unlock(&nd->lock);
+	return sysfs_emit(buf, "%pI4\n", &ip);
+}
+
+static ssize_t server_ip_store(struct device *dev,
+			       struct device_attribute *attr, const char *buf,
+			       size_t count)
+{
+	struct netblk_device *nd = netblk_from_dev(dev);
+	__be32 ip;
+
+	if (netblk_parse_ip(buf, count, &ip))
+		return -EINVAL;
+	spin_lock(&nd->lock);
+	nd->configured.ip = ip;
+	spin_unlock(&nd->lock);
+	return count;
+}
+static DEVICE_ATTR_RW(server_ip);
+
+static ssize_t server_port_show(struct device *dev,
+				struct device_attribute *attr, char *buf)
+{
+	struct netblk_device *nd = netblk_from_dev(dev);
+
+	return sysfs_emit(buf, "%u\n", READ_ONCE(nd->configured.port));
+}
+
+static ssize_t server_port_store(struct device *dev,
+				 struct device_attribute *attr, const char *buf,
+				 size_t count)
+{
+	struct netblk_device *nd = netblk_from_dev(dev);
+	unsigned int port;
+
+	if (netblk_parse_uint(buf, count, 1, U16_MAX, &port))
+		return -EINVAL;
+	spin_lock(&nd->lock);
+	nd->configured.port = port;
+	spin_unlock(&nd->lock);
+	return count;
+}
+static DEVICE_ATTR_RW(server_port);
+
+static ssize_t state_show(struct device *dev, struct device_attribute *attr,
+			  char *buf)
+{
+	static const char * const names[] = {
+		[NETBLK_STATE_DISCONNECTED] = "disconnected",
+		[NETBLK_STATE_CONNECTING] = "connecting",
+		[NETBLK_STATE_CONNECTED] = "connected",
+		[NETBLK_STATE_ERROR] = "error",
+	};
+
+	return sysfs_emit(buf, "%s\n",
+			  names[READ_ONCE(netblk_from_dev(dev)->state)]);
+}
+static DEVICE_ATTR_RO(state);
+
+static ssize_t stats_show(struct device *dev, struct device_attribute *attr,
+			  char *buf)
+{
+	struct netblk_device *nd = netblk_from_dev(dev);
+
+	return sysfs_emit(buf,
+			  "read_bytes:  %llu\nwrite_bytes: %llu\nerrors:      %llu\n",
+			  (unsigned long long)atomic64_read(&nd->read_bytes),
+			  (unsigned long long)atomic64_read(&nd->write_bytes),
+			  (unsigned long long)atomic64_read(&nd->errors));
+}
+static DEVICE_ATTR_RO(stats);
+
+static ssize_t connect_store(struct device *dev, struct device_attribute *attr,
+			     const char *buf, size_t count)
+{
+	unsigned int one;
+	int err;
+
+	if (netblk_parse_uint(buf, count, 1, 1, &one))
+		return -EINVAL;
+	err = netblk_connect(netblk_from_dev(dev));
+	return err ? err : count;
+}
+static DEVICE_ATTR_WO(connect);
+
+static ssize_t disconnect_store(struct device *dev,
+				struct device_attribute *attr, const char *buf,
+				size_t count)
+{
+	unsigned int one;
+	int err;
+
+	if (netblk_parse_uint(buf, count, 1, 1, &one))
+		return -EINVAL;
+	err = netblk_disconnect(netblk_from_dev(dev));
+	return err ? err : count;
+}
+static DEVICE_ATTR_WO(disconnect);
+
+/* Limits take effect with the next deadline that is computed: at once. */
+#define NETBLK_LIMIT_ATTR(name, low, high)				\
+static ssize_t name##_show(struct device *dev,				\
+			   struct device_attribute *attr, char *buf)	\
+{									\
+	return sysfs_emit(buf, "%u\n",					\
+			  READ_ONCE(netblk_from_dev(dev)->name));	\
+}									\
+									\
+static ssize_t name##_store(struct device *dev,				\
+			    struct device_attribute *attr,		\
+			    const char *buf, size_t count)		\
+{									\
+	struct netblk_device *nd = netblk_from_dev(dev);		\
+	unsigned int value;						\
+									\
+	if (netblk_parse_uint(buf, count, low, high, &value))		\
+		return -EINVAL;						\
+	WRITE_ONCE(nd->name, value);					\
+	netblk_kick(nd);						\
+	return count;							\
+}									\
+static DEVICE_ATTR_RW(name)
+
+NETBLK_LIMIT_ATTR(max_retries, 0, NETBLK_MAX_RETRIES);
+NETBLK_LIMIT_ATTR(connect_timeout_ms, 1, NETBLK_MAX_TIMEOUT_MS);
+NETBLK_LIMIT_ATTR(io_timeout_ms, 1, NETBLK_MAX_TIMEOUT_MS);
+NETBLK_LIMIT_ATTR(dead_time_ms, 1, NETBLK_MAX_DEAD_TIME_MS);
+
+static ssize_t size_mb_show(struct device *dev, struct device_attribute *attr,
+			    char *buf)
+{
+	return sysfs_emit(buf, "%llu\n",
+			  (unsigned long long)netblk_from_dev(dev)->size_mb);
+}
+static DEVICE_ATTR_RO(size_mb);
+
+static ssize_t protocol_show(struct device *dev, struct device_attribute *attr,
+			     char *buf)
+{
+	return sysfs_emit(buf, "%u\n", netblk_from_dev(dev)->proto->version);
+}
+static DEVICE_ATTR_RO(protocol);
+
+static struct attribute *netblk_attrs[] = {
+	&dev_attr_server_ip.attr,
+	&dev_attr_server_port.attr,
+	&dev_attr_state.attr,
+	&dev_attr_stats.attr,
+	&dev_attr_connect.attr,
+	&dev_attr_disconnect.attr,
+	&dev_attr_max_retries.attr,
+	&dev_attr_connect_timeout_ms.attr,
+	&dev_attr_io_timeout_ms.attr,
+	&dev_attr_dead_time_ms.attr,
+	&dev_attr_size_mb.attr,
+	&dev_attr_protocol.attr,
+	NULL,
+};
+
+static const struct attribute_group netblk_attr_group = {
+	.attrs = netblk_attrs,
+};
+
+const struct attribute_group *netblk_attr_groups[] = {
+	&netblk_attr_group,
+	NULL,
+};
