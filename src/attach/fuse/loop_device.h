@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// A loop device over a file: the block device that the kernel shows.
+#pragma once
+
+#include <sys/types.h>
+
+#include <optional>
+#include <string>
+
+#include "base/result.h"
+
+namespace netblk::attach {
+
+struct LoopOptions {
+  bool read_only = false;
+  bool can_trim = false;  // otherwise the device says that it cannot, instead of failing each try
+};
+
+// Takes a free loop device: its node ("/dev/loop3"). 512-byte blocks, direct I/O, gone only by loop_detach().
+Result<std::string> loop_attach(const std::string& file, const LoopOptions& options);
+
+// Gives the device back. Where somebody still has it open, that happens at the last close. ENXIO: it had no file.
+Status loop_detach(const std::string& device);
+
+// The device and inode of the file behind it; nothing when it has none.
+struct LoopBacking {
+  dev_t device;
+  ino_t inode;
+};
+std::optional<LoopBacking> loop_backing(const std::string& device);
+
+}  // namespace netblk::attach
