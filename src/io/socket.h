@@ -28,8 +28,9 @@ msghdr gathered(std::span<const iovec> parts);
 // the file system cannot tell.
 int32_t read_now(int fd, std::span<std::byte> into, uint64_t offset);
 
-// Buffered writes of at most this many bytes run on the calling thread: they are a copy into the page cache, and a
-// hand-over to another thread costs more than the copy (NOTES of the floor program in bench/README.md).
+// Buffered writes of at most this many bytes run on the calling thread: they are a copy into the page cache, and
+// handing a small one to another thread costs more than the copy. The price: a write that the kernel throttles, or that
+// must first read the rest of its page, holds up its loop for that long.
 inline constexpr size_t kInlineWriteBytes = 1u << 20;
 
 // A plain positioned write on the calling thread.

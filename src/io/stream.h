@@ -31,6 +31,9 @@ class Stream {
   // Ends only the reading half: a recv in flight sees the end of the stream; replies can still be sent.
   virtual void shutdown_read() = 0;
 
+  // Ends only the writing half: the peer sees the end of the stream after what was sent.
+  virtual void shutdown_write() = 0;
+
   // shutdown(), and the close that follows sends RST instead of FIN, where the transport knows it.
   virtual void abort() = 0;
 };

@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <fstream>
@@ -27,21 +28,23 @@ void sleep_ms(uint64_t ms) {
   ::nanosleep(&time, nullptr);
 }
 
-// " (process 1234)" as /proc/locks has it, or nothing where it does not say.
-std::string holder_text(int fd) {
+// The process that holds the lock, as /proc/locks has it; 0 where it does not say.
+pid_t lock_holder(int fd) {
   struct stat status;
-  if (::fstat(fd, &status) != 0) return {};
+  if (::fstat(fd, &status) != 0) return 0;
   const std::string wanted =
       fmt::format("{:02x}:{:02x}:{}", major(status.st_dev), minor(status.st_dev), status.st_ino);
   std::ifstream locks("/proc/locks");
   for (std::string line; std::getline(locks, line);) {
     std::istringstream words(line);
-    std::string number, kind, advisory, mode, pid, where;
-    if (words >> number >> kind >> advisory >> mode >> pid >> where && kind == "FLOCK" && where == wanted)
-      return fmt::format(" (process {})", pid);
+    std::string number, kind, advisory, mode, where;
+    pid_t pid = 0;
+    if (words >> number >> kind >> advisory >> mode >> pid >> where && kind == "FLOCK" && where == wanted) return pid;
   }
-  return {};
+  return 0;
 }
+
+std::string holder_text(pid_t pid) { return pid > 0 ? fmt::format(" (process {})", pid) : std::string(); }
 
 Status lock(int fd, const FileOptions& options) {
   const int mode = (options.read_only ? LOCK_SH : LOCK_EX) | LOCK_NB;
@@ -51,11 +54,13 @@ Status lock(int fd, const FileOptions& options) {
     const int error = errno;
     if (error != EWOULDBLOCK && error != EINTR)
       return make_error(error, "cannot lock {}: {}", options.path, errno_text(error));
-    if (clock.now_ms() >= give_up_at)
-      return make_error(EBUSY, "{} is in use by another server or export{}: stop that one first, or use another file",
-                        options.path, holder_text(fd));
+    const pid_t holder = lock_holder(fd);
+    // Waiting for oneself is vain.
+    if (clock.now_ms() >= give_up_at || holder == ::getpid())
+      return make_error(EBUSY, "{} is in use by another {}{}: stop that one first, or use another file", options.path,
+                        holder == ::getpid() ? "export" : "server", holder_text(holder));
     if (!told)
-      log_warning("{} is in use{}; waiting up to {} s for it", options.path, holder_text(fd),
+      log_warning("{} is in use{}; waiting up to {} s for it", options.path, holder_text(holder),
                   options.lock_wait_ms / 1000);
     told = true;
   }
@@ -70,7 +75,7 @@ Result<uint64_t> size_of(int fd, const FileOptions& options) {
     if (::ioctl(fd, BLKGETSIZE64, &size) != 0)
       return make_error(errno, "cannot read the size of {}: {}", options.path, errno_text(errno));
     if (options.size_bytes > size)
-      return make_error(EINVAL, "{} is a block device of {}, smaller than the {} asked for", options.path,
+      return make_error(ENOSPC, "{} is a block device of {}, smaller than the {} asked for", options.path,
                         size_text(size), size_text(options.size_bytes));
   } else if (S_ISREG(status.st_mode)) {
     size = static_cast<uint64_t>(status.st_size);
@@ -81,10 +86,10 @@ Result<uint64_t> size_of(int fd, const FileOptions& options) {
       size = options.size_bytes;
     }
   } else {
-    return make_error(EINVAL, "{} is neither a regular file nor a block device", options.path);
+    return make_error(ENOTBLK, "{} is neither a regular file nor a block device", options.path);
   }
   if (size < limits::kSectorBytes)
-    return make_error(EINVAL, "{} is empty: give a size, as in file:{}?size=100M", options.path, options.path);
+    return make_error(ENODATA, "{} is empty: give a size, as in file:{}?size=100M", options.path, options.path);
   return size;
 }
 

@@ -48,6 +48,7 @@ class UringStream final : public Stream {
 
   void shutdown() override { ::shutdown(fd_.get(), SHUT_RDWR); }
   void shutdown_read() override { ::shutdown(fd_.get(), SHUT_RD); }
+  void shutdown_write() override { ::shutdown(fd_.get(), SHUT_WR); }
   void abort() override {
     set_reset_on_close(fd_.get());
     shutdown();

@@ -2,6 +2,7 @@
 #include "io/uring/uring_loop.h"
 
 #include <sys/eventfd.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <array>
@@ -71,7 +72,8 @@ Result<std::unique_ptr<UringLoop>> UringLoop::make(const Clock& clock) {
 
 std::string UringLoop::description() const {
   for (const SetupTry& setup : kSetupTries)
-    if (setup.flags == setup_flags_) return std::string("io_uring (") + setup.text + ")";
+    if ((setup.flags & ~IORING_SETUP_R_DISABLED) == (setup_flags_ & ~IORING_SETUP_R_DISABLED))
+      return std::string("io_uring (") + setup.text + ")";
   return "io_uring";
 }
 
@@ -141,8 +143,10 @@ void UringLoop::arm_wake() {
 
 void UringLoop::enter() {
   if ((setup_flags_ & IORING_SETUP_R_DISABLED) != 0) {
-    const int enabled = io_uring_enable_rings(&ring_);
+    // Debian's liburing 2.3 declares io_uring_enable_rings() and does not export it.
+    const long enabled = ::syscall(__NR_io_uring_register, ring_.ring_fd, IORING_REGISTER_ENABLE_RINGS, nullptr, 0);
     NETBLK_CHECK(enabled == 0, "cannot enable the io_uring");
+    setup_flags_ &= ~IORING_SETUP_R_DISABLED;
   }
   running_ = true;
   arm_wake();

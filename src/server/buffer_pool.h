@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// Data buffers of request slots, and the budget of bytes that a loop's connections hold.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <utility>
+#include <vector>
+
+#include "base/limits.h"
+#include "coro/event.h"
+
+namespace netblk::server {
+
+class BufferPool;
+
+// Memory for one request's data, aligned to 4096 bytes (so that direct I/O takes it). Goes back to its pool.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(Buffer&& other) noexcept
+      : pool_(other.pool_), data_(std::exchange(other.data_, nullptr)), size_bytes_(other.size_bytes_) {}
+  Buffer& operator=(Buffer&& other) noexcept;
+  ~Buffer() { reset(); }
+
+  std::byte* data() const { return data_; }
+  uint32_t size_bytes() const { return size_bytes_; }
+  void reset();
+
+ private:
+  friend class BufferPool;
+  Buffer(BufferPool& pool, std::byte* data, uint32_t size_bytes)
+      : pool_(&pool), data_(data), size_bytes_(size_bytes) {}
+  BufferPool* pool_ = nullptr;
+  std::byte* data_ = nullptr;
+  uint32_t size_bytes_ = 0;
+};
+
+// One thread's. Buffers of up to 1 MiB are kept for reuse, limits::kBufferCacheBytes at most; larger ones are mapped and
+// unmapped each time.
+class BufferPool {
+ public:
+  BufferPool() = default;
+  BufferPool(const BufferPool&) = delete;
+  BufferPool& operator=(const BufferPool&) = delete;
+  ~BufferPool();
+
+  // size_bytes: 1 to limits::kMaxRequestBytes. The contents are whatever was there: the caller overwrites all of it
+  // before anyone else sees it.
+  Buffer take(uint32_t size_bytes);
+
+ private:
+  friend class Buffer;
+  static constexpr unsigned kSmallestShift = 12;
+  static constexpr unsigned kLargestShift = 20;
+  static unsigned shift_for(uint32_t size_bytes);
+  void give_back(std::byte* data, uint32_t size_bytes);
+
+  std::array<std::vector<std::byte*>, kLargestShift - kSmallestShift + 1> free_;
+  uint64_t cached_bytes_ = 0;
+};
+
+// Bytes that the connections of one loop may hold for large requests; first come, first served.
+class DataBudget {
+ public:
+  // Requests of up to this many bytes are free: each connection's own limit bounds them, and a few clients that do not
+  // take their large replies must not hold up the small requests of the others.
+  static constexpr uint32_t kFreeBytes = 256u << 10;
+
+  // True: taken. False: `waiter` is set when they have been taken for it.
+  bool take(uint32_t bytes, coro::Event& waiter);
+  void give_back(uint32_t bytes);
+
+ private:
+  struct Waiting {
+    uint32_t bytes;
+    coro::Event* waiter;
+  };
+  bool fits(uint32_t bytes) const { return held_ == 0 || held_ + bytes <= limits::kLoopDataBytes; }
+
+  uint64_t held_ = 0;
+  std::deque<Waiting> waiting_;
+};
+
+}  // namespace netblk::server

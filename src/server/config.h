@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// What a server serves and where: the command line's and the configuration file's common form (DESIGN 5).
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/result.h"
+#include "transport/tcp.h"
+
+namespace netblk::server {
+
+// An address range: "192.0.2.0/24", "2001:db8::/32", or one address.
+struct Cidr {
+  std::array<uint8_t, 16> network{};
+  unsigned prefix_bits = 128;  // of the IPv6 form
+
+  bool contains(const transport::TcpAddress& address) const;
+  bool operator==(const Cidr&) const = default;
+};
+
+Result<Cidr> parse_cidr(std::string_view text);
+
+struct ExportConfig {
+  std::string name;
+  std::string store;  // without the export options: "file:/srv/a.img?size=10G"
+  bool read_only = false;
+  std::vector<Cidr> allow;  // empty: everybody
+  uint32_t max_connections = 0;  // 0: only the server's own limit
+
+  bool operator==(const ExportConfig&) const = default;
+};
+
+// NAME=STORE. Export options stand in STORE's query beside the store's own ("file:/srv/a.img?size=10G&ro&max-conns=4")
+// or after it with commas ("file:/srv/a.img?size=10G,ro,max-conns=4"). `allow` takes a list with commas.
+Result<ExportConfig> parse_export(std::string_view text);
+
+struct ListenConfig {
+  std::string uri;
+  std::string host;  // empty: every address
+  uint16_t port = 0;
+};
+
+// netblk://HOST:PORT. Other schemes are refused by name.
+Result<ListenConfig> parse_listen(std::string_view text);
+
+struct Config {
+  std::vector<ExportConfig> exports;  // in order: netblk/1 and an empty name mean the first
+  std::vector<ListenConfig> listens;
+};
+
+// `text`: of the file `path`, which errors name with line and column.
+//   listen = ["netblk://127.0.0.1:10809"]
+//   [export.NAME]
+//   store = "file:/srv/a.img?size=10G"
+//   ro = true
+//   allow = ["192.0.2.0/24"]
+//   max-conns = 4
+Result<Config> parse_config(std::string_view text, const std::string& path);
+Result<Config> read_config(const std::string& path);
+
+}  // namespace netblk::server

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// The exports of a running server: what is served under which name, to whom.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "block/device.h"
+#include "server/config.h"
+
+namespace netblk::server {
+
+// Opens what STORE names; `read_only` as the export has it. Given by main, which knows the stores.
+using OpenStore = std::function<Result<std::unique_ptr<block::Device>>(const std::string& store, bool read_only)>;
+
+// One export. Sessions share it; the device closes when the last of them has gone.
+class Export {
+ public:
+  Export(ExportConfig config, std::shared_ptr<block::Device> device)
+      : config_(std::move(config)), device_(std::move(device)) {}
+
+  const ExportConfig& config() const { return config_; }
+  block::Device& device() const { return *device_; }
+  const std::shared_ptr<block::Device>& shared_device() const { return device_; }
+
+  // Set when the export is removed or replaced: its sessions end.
+  void close() { closed_.store(true, std::memory_order_release); }
+  bool closed() const { return closed_.load(std::memory_order_acquire); }
+
+  // Admission. Why `peer` is refused, in words for the log, or an empty text and a place that leave() gives back.
+  std::string enter(const transport::TcpAddress& peer);
+  void leave() { connections_.fetch_sub(1, std::memory_order_relaxed); }
+
+  // Takes over the rules of a newer configuration; the store is the same. Sessions stay.
+  void change_rules(const ExportConfig& config);
+
+ private:
+  mutable std::mutex mutex_;  // of the rules in config_; a leaf
+  ExportConfig config_;
+  std::shared_ptr<block::Device> device_;
+  std::atomic<uint32_t> connections_{0};
+  std::atomic<bool> closed_{false};
+};
+
+// Thread-safe: sessions look up, the main loop changes.
+class ExportTable {
+ public:
+  // The first export, or nothing: there is none, or a reload is about to put another into its place.
+  std::shared_ptr<Export> first() const;
+  std::vector<std::shared_ptr<Export>> all() const;
+  // An empty pointer keeps a place.
+  void replace(std::vector<std::shared_ptr<Export>> exports);
+
+ private:
+  mutable std::mutex mutex_;
+  std::vector<std::shared_ptr<Export>> exports_;
+};
+
+}  // namespace netblk::server

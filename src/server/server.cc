@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "server/server.h"
+
+#include <signal.h>
+#include <time.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "base/limits.h"
+#include "base/log.h"
+#include "base/parse.h"
+#include "coro/scope.h"
+
+namespace netblk::server {
+namespace {
+
+constexpr uint64_t kAcceptRetryMs = 100;
+constexpr uint64_t kReopenWaitMs = 10'000;
+constexpr uint64_t kReopenPollMs = 50;
+
+sigset_t handled_signals() {
+  sigset_t set;
+  ::sigemptyset(&set);
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP}) ::sigaddset(&set, signal);
+  return set;
+}
+
+}  // namespace
+
+Server::Server(io::Backend& backend, const io::Clock& clock, OpenStore open_store, ServerOptions options)
+    : backend_(backend), clock_(clock), open_store_(std::move(open_store)), options_(std::move(options)) {}
+
+Server::~Server() = default;
+
+void Server::block_signals() {
+  const sigset_t set = handled_signals();
+  ::sigprocmask(SIG_BLOCK, &set, nullptr);
+  // A peer that goes away in the middle of a reply is an error of that send, not of the process.
+  ::signal(SIGPIPE, SIG_IGN);
+}
+
+Result<std::shared_ptr<Export>> Server::open_export(const ExportConfig& config) {
+  auto device = open_store_(config.store, config.read_only);
+  if (!device) return std::move(device).error();
+  return std::make_shared<Export>(config, std::shared_ptr<block::Device>(std::move(device).value()));
+}
+
+Status Server::open(const Config& config) {
+  const auto names = [](const ExportConfig& a, const ExportConfig& b) { return a.name == b.name; };
+  for (size_t i = 0; i < config.exports.size(); ++i)
+    for (size_t j = 0; j < i; ++j)
+      if (names(config.exports[i], config.exports[j]))
+        return make_error(EINVAL, "two exports are named '{}': give each a name of its own", config.exports[i].name);
+  // Addresses first: a port in use is said before a store is created or waited for.
+  for (const ListenConfig& listen : config.listens) {
+    auto fd = transport::tcp_listen(listen.host, listen.port);
+    if (!fd) return std::move(fd).error();
+    auto address = transport::local_address(fd.value().get());
+    if (!address) return std::move(address).error();
+    bound_.push_back({listen, std::move(fd).value(), address.value(), nullptr});
+  }
+  std::vector<std::shared_ptr<Export>> exports;
+  for (const ExportConfig& entry : config.exports) {
+    auto made = open_export(entry);
+    if (!made) return std::move(made).error();
+    exports.push_back(std::move(made).value());
+  }
+  exports_.replace(std::move(exports));
+  for (unsigned i = 0; i < options_.threads; ++i) {
+    auto loop = backend_.make_loop(clock_);
+    if (!loop) return std::move(loop).error();
+    shards_.push_back(std::make_unique<Shard>(std::move(loop).value(), exports_, options_.shard, connections_));
+  }
+  return Ok{};
+}
+
+std::vector<std::string> Server::banner() const {
+  std::vector<std::string> lines;
+  for (const auto& entry : exports_.all()) {
+    const block::Geometry& geometry = entry->device().geometry();
+    lines.push_back(fmt::format("export '{}': {}, {}{}", entry->config().name, entry->config().store,
+                                size_text(geometry.size_bytes), geometry.read_only ? ", read-only" : ""));
+  }
+  for (const Bound& bound : bound_) lines.push_back(fmt::format("listening on netblk://{}", bound.address.text()));
+  lines.push_back(fmt::format("{}, {} thread{}", shards_.front()->loop().description(), shards_.size(),
+                              shards_.size() == 1 ? "" : "s"));
+  return lines;
+}
+
+void Server::run() {
+  for (const Bound& bound : bound_)
+    if (!bound.address.is_loopback())
+      log_warning("netblk://{} is reachable from other machines, without encryption or authentication: trust its "
+                  "network, or use allow=",
+                  bound.address.text());
+  shards_to_drain_.store(static_cast<uint32_t>(shards_.size()), std::memory_order_relaxed);
+
+  std::thread signals([this] { wait_for_signals(); });
+  std::vector<std::thread> threads;
+  const auto on_drained = [this] {
+    // The last shard to drain lets all of them end: until then one may still sync what another's connection wrote.
+    if (shards_to_drain_.fetch_sub(1, std::memory_order_acq_rel) == 1)
+      for (const auto& shard : shards_) shard->stop();
+  };
+  for (size_t i = 1; i < shards_.size(); ++i)
+    threads.emplace_back([this, i, &on_drained] { shards_[i]->loop().run(shards_[i]->serve(on_drained)); });
+  shards_[0]->loop().run(main_task(on_drained));
+  for (std::thread& thread : threads) thread.join();
+  done_.store(true, std::memory_order_release);
+  ::pthread_kill(signals.native_handle(), SIGHUP);  // ends its wait
+  signals.join();
+}
+
+// The first shard's loop: its connections, and beside them the listeners and the signals.
+coro::Task<void> Server::main_task(std::function<void()> on_drained) {
+  coro::Scope scope;
+  scope.spawn(control_task());
+  co_await shards_[0]->serve(std::move(on_drained));
+  co_await scope.join();
+}
+
+coro::Task<void> Server::control_task() {
+  coro::Scope scope;
+  for (Bound& bound : bound_) {
+    bound.listener = shards_[0]->loop().make_listener(std::move(bound.fd));
+    scope.spawn(accept_loop(bound));
+  }
+  co_await obey_signals();
+  log_info("stopping: {} connections to drain", connections_.load(std::memory_order_relaxed));
+  stopping_ = true;
+  for (Bound& bound : bound_) bound.listener->shutdown();
+  co_await scope.join();
+  for (Bound& bound : bound_) bound.listener.reset();
+  for (const auto& shard : shards_) shard->drain();
+}
+
+coro::Task<void> Server::accept_loop(Bound& bound) {
+  bool told = false;
+  while (!stopping_) {
+    const int32_t fd = co_await io::accept(*bound.listener);
+    if (fd >= 0) {
+      told = false;
+      adopt(fd);
+      continue;
+    }
+    if (stopping_) break;
+    // A peer that left while it waited is its own affair; without descriptors or memory, wait for some to come free.
+    if (fd == -ECONNABORTED || fd == -EINTR || fd == -EAGAIN || fd == -EPROTO) continue;
+    if (!told) log_error("cannot accept on netblk://{}: {}; trying again", bound.address.text(), errno_text(-fd));
+    told = true;
+    io::SleepUntil pause(shards_[0]->loop(), clock_.now_ms() + kAcceptRetryMs);
+    co_await pause;
+  }
+}
+
+void Server::adopt(int accepted) {
+  io::UniqueFd fd(accepted);
+  ++accepted_;
+  if (connections_.load(std::memory_order_relaxed) >= limits::kMaxConnections) {
+    log_warning("connection {} refused: the server has {} connections, its limit", accepted_, limits::kMaxConnections);
+    return;
+  }
+  connections_.fetch_add(1, std::memory_order_relaxed);
+  shards_[accepted_ % shards_.size()]->adopt(std::move(fd), accepted_);
+}
+
+// Runs on a thread of its own until the server is done. Signals are taken by sigwait, on any back end alike.
+void Server::wait_for_signals() {
+  const sigset_t set = handled_signals();
+  bool stopping = false;
+  uint64_t give_up_at = 0;
+  for (;;) {
+    siginfo_t info;
+    const timespec patience{.tv_sec = 1, .tv_nsec = 0};
+    const int number = ::sigtimedwait(&set, &info, &patience);
+    if (done_.load(std::memory_order_acquire)) return;
+    if (stopping && (number == SIGTERM || number == SIGINT || clock_.now_ms() >= give_up_at)) {
+      log_error("stopping at once: {} connections are not drained", connections_.load(std::memory_order_relaxed));
+      ::_exit(1);
+    }
+    if (number < 0) continue;
+    if (number != SIGHUP && !stopping) {
+      stopping = true;
+      give_up_at = clock_.now_ms() + limits::kDrainTimeoutMs;
+    }
+    got_signal(number);
+  }
+}
+
+void Server::got_signal(int number) {
+  struct Message : io::Posted {
+    Message(Server& to, int what)
+        : Posted([](coro::Runnable& self) {
+            const std::unique_ptr<Message> message(&static_cast<Message&>(static_cast<Posted&>(self)));
+            (message->signal == SIGHUP ? message->server.reload_wanted_ : message->server.stop_wanted_) = true;
+            message->server.signalled_.set();
+          }),
+          server(to), signal(what) {}
+    Server& server;
+    int signal;
+  };
+  shards_[0]->loop().post(*std::make_unique<Message>(*this, number).release());
+}
+
+coro::Task<void> Server::obey_signals() {
+  while (!stop_wanted_) {
+    if (!reload_wanted_) co_await signalled_.wait();
+    if (std::exchange(reload_wanted_, false)) co_await reload();
+  }
+}
+
+// Whatever can be opened is opened before anything changes, so that a bad configuration changes nothing. Only a store
+// whose file is held by the export that it replaces waits until the last session of that one has gone.
+coro::Task<void> Server::reload() {
+  if (options_.config_path.empty()) {
+    log_warning("SIGHUP: nothing to reload, the server was started without --config");
+    co_return;
+  }
+  auto config = read_config(options_.config_path);
+  if (!config) {
+    log_error("SIGHUP: {}; the configuration stays as it was", config.error().message);
+    co_return;
+  }
+  const std::vector<ExportConfig>& wanted = config.value().exports;
+  std::vector<std::shared_ptr<Export>> old = exports_.all();
+  std::vector<std::shared_ptr<Export>> next(wanted.size());
+  std::vector<size_t> later;
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    const auto same = std::find_if(old.begin(), old.end(), [&](const std::shared_ptr<Export>& had) {
+      return had != nullptr && had->config().name == wanted[i].name && had->config().store == wanted[i].store &&
+             had->config().read_only == wanted[i].read_only;
+    });
+    if (same != old.end()) {
+      next[i] = std::exchange(*same, nullptr);
+      continue;
+    }
+    auto made = open_export(wanted[i]);
+    if (made) {
+      next[i] = std::move(made).value();
+    } else if (made.error().code == EBUSY) {
+      later.push_back(i);
+    } else {
+      log_error("SIGHUP: export '{}': {}; the configuration stays as it was", wanted[i].name, made.error().message);
+      co_return;
+    }
+  }
+
+  // From here on the new configuration holds.
+  for (size_t i = 0; i < wanted.size(); ++i)
+    if (next[i] != nullptr) next[i]->change_rules(wanted[i]);
+  exports_.replace(next);
+  std::vector<std::weak_ptr<block::Device>> going;
+  for (const auto& gone : old) {
+    if (gone == nullptr) continue;
+    log_info("export '{}' is removed", gone->config().name);
+    gone->close();
+    going.push_back(gone->shared_device());
+  }
+  old.clear();
+  for (const auto& shard : shards_) shard->look_at_exports();
+  const uint64_t give_up_at = clock_.now_ms() + kReopenWaitMs;
+  const auto closed = [](const std::weak_ptr<block::Device>& device) { return device.expired(); };
+  while (!later.empty() && clock_.now_ms() < give_up_at && !std::all_of(going.begin(), going.end(), closed)) {
+    io::SleepUntil pause(shards_[0]->loop(), clock_.now_ms() + kReopenPollMs);
+    co_await pause;
+  }
+  for (const size_t i : later) {
+    auto made = open_export(wanted[i]);
+    if (made) {
+      next[i] = std::move(made).value();
+    } else {
+      log_error("SIGHUP: export '{}' is not served: {}", wanted[i].name, made.error().message);
+    }
+  }
+  std::erase(next, nullptr);
+  log_info("SIGHUP: {} serves {} export{}", options_.config_path, next.size(), next.size() == 1 ? "" : "s");
+  exports_.replace(std::move(next));
+}
+
+}  // namespace netblk::server

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// Server: listeners, shards, exports, and the life of the process between its first listen and its last reply.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/result.h"
+#include "io/loop.h"
+#include "server/config.h"
+#include "server/exports.h"
+#include "server/shard.h"
+
+namespace netblk::server {
+
+struct ServerOptions {
+  unsigned threads = 1;
+  ShardOptions shard;
+  // Read again on SIGHUP. Empty: the configuration came from the command line, and SIGHUP changes nothing.
+  std::string config_path;
+};
+
+class Server {
+ public:
+  // `backend`, `clock` and what `open_store` needs outlive the server.
+  Server(io::Backend& backend, const io::Clock& clock, OpenStore open_store, ServerOptions options);
+  Server(const Server&) = delete;
+  Server& operator=(const Server&) = delete;
+  ~Server();
+
+  // Opens every store, then every listening socket. On an error nothing is served.
+  Status open(const Config& config);
+
+  // One line for each export and each address, for the start-up banner.
+  std::vector<std::string> banner() const;
+
+  // Serves until SIGTERM or SIGINT, then drains. SIGHUP reloads. These signals are blocked in every thread from
+  // block_signals() on, which main calls before it starts any.
+  void run();
+  static void block_signals();
+
+ private:
+  struct Bound {
+    ListenConfig config;
+    io::UniqueFd fd;
+    transport::TcpAddress address;
+    std::unique_ptr<io::Listener> listener;  // while it runs
+  };
+
+  Result<std::shared_ptr<Export>> open_export(const ExportConfig& config);
+  coro::Task<void> main_task(std::function<void()> on_drained);
+  coro::Task<void> control_task();
+  coro::Task<void> accept_loop(Bound& bound);
+  coro::Task<void> obey_signals();
+  coro::Task<void> reload();
+  void wait_for_signals();
+  void got_signal(int number);
+  void adopt(int fd);
+
+  io::Backend& backend_;
+  const io::Clock& clock_;
+  OpenStore open_store_;
+  ServerOptions options_;
+  ExportTable exports_;
+  std::vector<Bound> bound_;
+  std::vector<std::unique_ptr<Shard>> shards_;
+  std::atomic<uint32_t> connections_{0};
+  std::atomic<uint32_t> shards_to_drain_{0};
+  uint64_t accepted_ = 0;
+  bool stopping_ = false;
+  std::atomic<bool> done_{false};
+
+  // Signals that the main loop has not obeyed yet; its thread only.
+  coro::Event signalled_;
+  bool stop_wanted_ = false;
+  bool reload_wanted_ = false;
+};
+
+}  // namespace netblk::server

@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "server/session1.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "base/log.h"
+#include "coro/scope.h"
+
+namespace netblk::server {
+
+using block::Command;
+using proto::Decode1;
+using proto::Request1;
+
+namespace {
+
+// How long, and for how much, a connection that we close is still read from, so that its last replies are not thrown
+// away by the RST that unread bytes cause.
+constexpr uint64_t kLingerMs = 1000;
+constexpr uint64_t kLingerBytes = 8u << 20;
+
+// Failed requests of one connection that get a line of their own in the log.
+constexpr uint64_t kLoggedFailures = 10;
+
+}  // namespace
+
+Session1::Slot::Slot()
+    : Request([](Request& ended) {
+        auto& slot = static_cast<Slot&>(ended);
+        slot.session->answer(slot, slot.error);
+      }) {}
+
+Session1::Session1(SessionContext& context, std::unique_ptr<io::Stream> stream, std::shared_ptr<Export> served,
+                   std::string name)
+    : context_(context),
+      stream_(std::move(stream)),
+      export_(std::move(served)),
+      name_(std::move(name)),
+      idle_(std::make_unique_for_overwrite<std::byte[]>(limits::kReceiveIdleBytes)),
+      receive_(idle_.get()) {}
+
+coro::Task<void> Session1::run() {
+  coro::Scope scope;
+  scope.spawn(write_loop());
+  co_await read_loop();
+  reading_ = false;
+  receive_deadline_ms_ = 0;
+  answered_.set();
+  co_await scope.join();
+  if (lingers_ && !gone()) co_await linger();
+}
+
+void Session1::give_up(std::string reason, bool peer_gone) {
+  if (close_reason_.empty()) close_reason_ = std::move(reason);
+  if (peer_gone) gone_.store(true, std::memory_order_release);
+}
+
+void Session1::drain(const std::string& reason) {
+  if (draining_) return;
+  draining_ = true;
+  give_up(reason, false);
+  stream_->shutdown_read();
+}
+
+void Session1::sweep(uint64_t now_ms) {
+  if (export_->closed()) drain("the export was removed or changed");
+  if (receive_deadline_ms_ != 0 && now_ms >= receive_deadline_ms_) {
+    receive_deadline_ms_ = 0;
+    give_up(fmt::format("a request did not arrive whole within {} ms", context_.request_timeout_ms), true);
+    stream_->abort();
+  }
+  if (send_deadline_ms_ != 0 && now_ms >= send_deadline_ms_) {
+    send_deadline_ms_ = 0;
+    give_up(fmt::format("the client took no reply for {} ms", context_.send_timeout_ms), true);
+    stream_->abort();
+  }
+}
+
+// ---- the reader
+
+coro::Task<void> Session1::read_loop() {
+  for (;;) {
+    while (!gone()) {
+      const proto::Decoded1 decoded = proto::decode_request1(unread());
+      if (decoded.outcome == Decode1::kNeedMore) break;
+      if (decoded.outcome != Decode1::kRequest) {
+        give_up(proto::refusal_text(decoded, unread()[0]), false);
+        lingers_ = true;
+        co_return;
+      }
+      const Request1& request = decoded.request;
+      begin_ += NETBLK1_REQUEST_SIZE;
+      if (request.command == NETBLK1_CMD_DISCONNECT) {
+        give_up("the client disconnected", false);
+        co_return;
+      }
+      const bool writes = request.command == NETBLK1_CMD_WRITE;
+      const bool accepted = allowed(request);
+      const uint32_t length = accepted ? request.length_bytes : 0;
+      if (!room_now(length)) co_await wait_for_room(length);
+      if (length > DataBudget::kFreeBytes && !context_.budget.take(length, budget_granted_))
+        co_await budget_granted_.wait();
+      Slot& slot = slot_at(tail_);
+      if (!accepted) {
+        // The stream stays in step: the data of a refused WRITE is read and dropped.
+        if (writes) {
+          const bool skipped = co_await skip_data(request.length_bytes);
+          if (!skipped) co_return;
+        }
+        ++tail_;
+        answer(slot, EINVAL);
+        receive_deadline_ms_ = 0;
+        continue;
+      }
+      held_bytes_ += length;
+      slot.buffer = context_.buffers.take(length);
+      if (writes) {
+        const uint32_t here = std::min(end_ - begin_, length);
+        std::memcpy(slot.buffer.data(), receive_ + begin_, here);
+        begin_ += here;
+        if (here < length) {
+          const bool whole = co_await receive_data(slot, here, length);
+          if (!whole) {
+            release(slot);
+            co_return;
+          }
+        }
+      }
+      receive_deadline_ms_ = 0;
+      ++tail_;
+      submit(slot, request);
+    }
+    if (draining_ || gone()) {
+      lingers_ = draining_ && (begin_ != end_ || head_ != tail_);
+      co_return;
+    }
+    make_receive_place();
+    const bool inside = begin_ != end_;
+    if (inside) start_deadline();
+    const int32_t got = co_await io::recv(*stream_, {receive_ + end_, capacity_ - end_});
+    if (!received(got, inside)) co_return;
+    end_ += static_cast<uint32_t>(got);
+  }
+}
+
+// The deadline starts at a request's first byte, and not again with each byte that trickles in.
+void Session1::start_deadline() {
+  if (receive_deadline_ms_ == 0) receive_deadline_ms_ = context_.loop.now_ms() + context_.request_timeout_ms;
+}
+
+bool Session1::received(int32_t result, bool inside_request) {
+  if (result > 0) return true;
+  if (result < 0) {
+    give_up(fmt::format("receive failed: {}", errno_text(-result)), true);
+  } else {
+    give_up(inside_request ? "the client closed the connection in the middle of a request"
+                           : "the client closed the connection",
+            false);
+  }
+  return false;
+}
+
+// The rest of a WRITE's data goes straight into the slot's own buffer.
+coro::Task<bool> Session1::receive_data(Slot& slot, uint32_t here, uint32_t length) {
+  start_deadline();
+  while (here < length) {
+    const int32_t got = co_await io::recv(*stream_, {slot.buffer.data() + here, length - here});
+    if (!received(got, true)) co_return false;
+    here += static_cast<uint32_t>(got);
+  }
+  co_return true;
+}
+
+coro::Task<bool> Session1::skip_data(uint32_t length) {
+  const uint32_t here = std::min(end_ - begin_, length);
+  begin_ += here;
+  length -= here;
+  if (length == 0) co_return true;
+  // All that was received is used up: its place takes what is dropped.
+  begin_ = end_ = 0;
+  start_deadline();
+  while (length > 0) {
+    const int32_t got = co_await io::recv(*stream_, {receive_, std::min(length, capacity_)});
+    if (!received(got, true)) co_return false;
+    length -= static_cast<uint32_t>(got);
+  }
+  co_return true;
+}
+
+// Leaves at least a header's length free behind end_. A client that fills the small buffer gets a large one, and gives
+// it back when it has nothing in flight.
+void Session1::make_receive_place() {
+  const uint32_t kept = end_ - begin_;
+  if (end_ == capacity_ && busy_.data() == nullptr) {
+    busy_ = context_.buffers.take(limits::kReceiveBusyBytes);
+    std::memcpy(busy_.data(), receive_ + begin_, kept);
+    receive_ = busy_.data();
+    capacity_ = limits::kReceiveBusyBytes;
+  } else if (kept == 0 && busy_.data() != nullptr && head_ == tail_) {
+    busy_.reset();
+    receive_ = idle_.get();
+    capacity_ = limits::kReceiveIdleBytes;
+  } else if (begin_ != 0) {
+    std::memmove(receive_, receive_ + begin_, kept);
+  }
+  begin_ = 0;
+  end_ = kept;
+}
+
+bool Session1::room_now(uint32_t length) const {
+  if (slots_ == nullptr) return false;
+  return tail_ - head_ < limits::kConnectionSlots &&
+         (held_bytes_ == 0 || held_bytes_ + length <= limits::kConnectionDataBytes);
+}
+
+coro::Task<void> Session1::wait_for_room(uint32_t length) {
+  if (slots_ == nullptr) {
+    slots_ = std::make_unique<Slot[]>(limits::kConnectionSlots);
+    for (uint32_t i = 0; i < limits::kConnectionSlots; ++i) slots_[i].session = this;
+  }
+  while (!room_now(length)) co_await room_.wait();
+}
+
+// Whether the request may reach the device at all (DESIGN 4.1: a bad range or length, or a WRITE to what is read-only,
+// is answered with ERROR).
+bool Session1::allowed(const Request1& request) const {
+  const block::Geometry& geometry = export_->device().geometry();
+  if (request.length_bytes == 0 || request.length_bytes % NETBLK_SECTOR_SIZE != 0) return false;
+  if (request.sector > geometry.size_bytes / NETBLK_SECTOR_SIZE) return false;
+  const uint64_t offset = request.sector * NETBLK_SECTOR_SIZE;
+  if (request.length_bytes > geometry.size_bytes - offset) return false;
+  return request.command != NETBLK1_CMD_WRITE || !geometry.read_only;
+}
+
+void Session1::submit(Slot& slot, const Request1& request) {
+  slot.loop = &context_.loop;
+  slot.command = request.command == NETBLK1_CMD_READ ? Command::kRead : Command::kWrite;
+  slot.fua = true;  // every WRITE is durable before its OK
+  slot.offset = request.sector * NETBLK_SECTOR_SIZE;
+  slot.length = request.length_bytes;
+  slot.data = slot.buffer.data();
+  slot.abandoned = &gone_;
+  slot.answered = false;
+  export_->device().submit(slot);
+}
+
+// ---- the writer
+
+void Session1::answer(Slot& slot, int error) {
+  slot.error = error;
+  slot.status = error == 0 ? std::byte{NETBLK1_STATUS_OK} : std::byte{NETBLK1_STATUS_ERROR};
+  slot.answered = true;
+  if (error != 0 && ++failed_ <= kLoggedFailures && slot.buffer.data() != nullptr)
+    log_warning("{}: {} of {} bytes at offset {} failed: {}", name_, block::command_text(slot.command), slot.length,
+                slot.offset, errno_text(error));
+  if (&slot == &slot_at(head_)) answered_.set();
+}
+
+void Session1::release(Slot& slot) {
+  if (slot.buffer.data() == nullptr) return;
+  const uint32_t bytes = slot.buffer.size_bytes();
+  slot.buffer.reset();
+  held_bytes_ -= bytes;
+  context_.budget.give_back(bytes);
+}
+
+// The replies that are due, in order: status bytes, and the data of READs that succeeded. Returns the parts in use.
+size_t Session1::gather(std::span<iovec> parts, size_t& replies) {
+  size_t used = 0;
+  replies = 0;
+  while (replies < limits::kSendReplies && head_ + replies != tail_) {
+    Slot& slot = slot_at(head_ + replies);
+    if (!slot.answered) break;
+    parts[used++] = {&slot.status, NETBLK1_STATUS_SIZE};
+    const bool carries_data = slot.buffer.data() != nullptr && slot.command == Command::kRead && slot.error == 0;
+    if (carries_data) parts[used++] = {slot.buffer.data(), slot.buffer.size_bytes()};
+    ++replies;
+  }
+  return used;
+}
+
+coro::Task<void> Session1::write_loop() {
+  std::array<iovec, 2 * limits::kSendReplies> parts;
+  for (;;) {
+    size_t replies = 0;
+    const size_t used = slots_ == nullptr ? 0 : gather(parts, replies);
+    if (replies == 0) {
+      if (!reading_ && head_ == tail_) co_return;
+      co_await answered_.wait();
+      continue;
+    }
+    std::span<iovec> left(parts.data(), used);
+    while (!left.empty() && !gone()) {
+      // Only a send that does not end at once needs a deadline; each byte that the client takes renews it.
+      send_deadline_ms_ = 0;
+      const int32_t sent = co_await io::await([&](io::Op& op) {
+        const bool now = stream_->send(op, left);
+        if (!now) send_deadline_ms_ = context_.loop.now_ms() + context_.send_timeout_ms;
+        return now;
+      });
+      if (sent < 0) {
+        give_up(fmt::format("send failed: {}", errno_text(-sent)), true);
+        stream_->abort();
+        break;
+      }
+      auto count = static_cast<size_t>(sent);
+      while (!left.empty() && count >= left.front().iov_len) {
+        count -= left.front().iov_len;
+        left = left.subspan(1);
+      }
+      if (count > 0) {
+        left.front().iov_base = static_cast<std::byte*>(left.front().iov_base) + count;
+        left.front().iov_len -= count;
+      }
+    }
+    send_deadline_ms_ = 0;
+    for (size_t i = 0; i < replies; ++i) {
+      Slot& slot = slot_at(head_ + i);
+      slot.answered = false;
+      release(slot);
+    }
+    head_ += replies;
+    room_.set();
+  }
+}
+
+// The peer hears the end of our side after the last reply, and what it still sends is dropped for a short while.
+coro::Task<void> Session1::linger() {
+  stream_->shutdown_write();
+  receive_deadline_ms_ = context_.loop.now_ms() + kLingerMs;
+  uint64_t dropped = 0;
+  while (dropped < kLingerBytes) {
+    const int32_t got = co_await io::recv(*stream_, {receive_, capacity_});
+    if (got <= 0) break;
+    dropped += static_cast<uint64_t>(got);
+  }
+  receive_deadline_ms_ = 0;
+}
+
+}  // namespace netblk::server

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "server/shard.h"
+
+#include <utility>
+
+#include "base/log.h"
+
+namespace netblk::server {
+
+// Messages from other threads. Each owns itself and ends when it has run.
+struct Shard::Adoption : io::Posted {
+  Adoption(Shard& to, io::UniqueFd socket, uint64_t serial)
+      : Posted([](coro::Runnable& self) {
+          const std::unique_ptr<Adoption> message(&static_cast<Adoption&>(static_cast<Posted&>(self)));
+          Shard& target = message->shard;
+          ++target.live_;
+          target.scope_.spawn(target.connection(std::move(message->fd), message->number));
+        }),
+        shard(to), fd(std::move(socket)), number(serial) {}
+  Shard& shard;
+  io::UniqueFd fd;
+  uint64_t number;
+};
+
+struct Shard::Order : io::Posted {
+  Order(Shard& to, void (*what)(Shard&))
+      : Posted([](coro::Runnable& self) {
+          const std::unique_ptr<Order> message(&static_cast<Order&>(static_cast<Posted&>(self)));
+          message->action(message->shard);
+        }),
+        shard(to), action(what) {}
+  Shard& shard;
+  void (*action)(Shard&);
+};
+
+Shard::Sweep::Sweep(Shard& owner)
+    : Timer(owner.loop(), [](coro::Runnable& self) { static_cast<Sweep&>(self).shard.sweep(); }), shard(owner) {}
+
+Shard::Shard(std::unique_ptr<io::Loop> loop, const ExportTable& exports, const ShardOptions& options,
+             std::atomic<uint32_t>& connections)
+    : loop_(std::move(loop)),
+      exports_(exports),
+      context_{*loop_, {}, {}, options.request_timeout_ms, options.send_timeout_ms},
+      connections_(connections),
+      sweep_(*this) {}
+
+void Shard::adopt(io::UniqueFd fd, uint64_t number) {
+  loop_->post(*std::make_unique<Adoption>(*this, std::move(fd), number).release());
+}
+
+void Shard::drain() {
+  loop_->post(*new Order(*this, [](Shard& shard) {
+    shard.draining_ = true;
+    for (Session1* session : shard.sessions_) session->drain("the server stops");
+    shard.drained_if_empty();
+  }));
+}
+
+void Shard::look_at_exports() {
+  loop_->post(*new Order(*this, [](Shard& shard) { shard.sweep(); }));
+}
+
+void Shard::stop() {
+  loop_->post(*new Order(*this, [](Shard& shard) { shard.stop_event_.set(); }));
+}
+
+void Shard::drained_if_empty() {
+  if (!draining_ || live_ != 0 || !on_drained_) return;
+  std::exchange(on_drained_, nullptr)();
+}
+
+void Shard::sweep() {
+  const uint64_t now = loop_->now_ms();
+  for (Session1* session : sessions_) session->sweep(now);
+  if (!sessions_.empty()) sweep_.arm(now + limits::kSweepPeriodMs);
+}
+
+coro::Task<void> Shard::serve(std::function<void()> on_drained) {
+  on_drained_ = std::move(on_drained);
+  co_await stop_event_.wait();
+  co_await scope_.join();
+  sweep_.cancel();
+}
+
+coro::Task<void> Shard::connection(io::UniqueFd fd, uint64_t number) {
+  const auto peer = transport::peer_address(fd.get());
+  const std::string name =
+      fmt::format("connection {} from {}", number, peer ? peer.value().text() : std::string("a peer that is gone"));
+  const std::shared_ptr<Export> served = exports_.first();
+  std::string refusal;
+  if (draining_) refusal = "the server stops";
+  if (refusal.empty() && served == nullptr) refusal = "nothing is exported";
+  if (refusal.empty() && !peer) refusal = peer.error().message;
+  if (refusal.empty()) refusal = served->enter(peer.value());
+  if (!refusal.empty()) {
+    log_info("{} refused: {}", name, refusal);
+  } else {
+    transport::tune_tcp(fd.get());
+    log_info("{} opened: export '{}'", name, served->config().name);
+    {
+      Session1 session(context_, loop_->make_stream(std::move(fd)), served, name);
+      sessions_.insert(&session);
+      if (!sweep_.armed() && !sweep_.queued) sweep_.arm(loop_->now_ms() + limits::kSweepPeriodMs);
+      co_await session.run();
+      sessions_.erase(&session);
+      log_info("{} closed: {}; {} requests, {} failed", name, session.close_reason(), session.requests(),
+               session.failed_requests());
+    }
+    served->leave();
+  }
+  fd.reset();
+  connections_.fetch_sub(1, std::memory_order_relaxed);
+  --live_;
+  drained_if_empty();
+}
+
+}  // namespace netblk::server

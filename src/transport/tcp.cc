@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "transport/tcp.h"
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <memory>
+
+namespace netblk::transport {
+namespace {
+
+constexpr int kBacklog = 1024;
+constexpr int kKeepIdleSeconds = 60;
+constexpr int kKeepIntervalSeconds = 10;
+constexpr int kKeepProbes = 6;
+constexpr std::array<uint8_t, 12> kMappedPrefix = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
+
+void set_option(int fd, int level, int name, int value) { (void)::setsockopt(fd, level, name, &value, sizeof value); }
+
+using AddressList = std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)>;
+
+Result<AddressList> resolve(const std::string& host, uint16_t port, int flags) {
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = flags | AI_NUMERICSERV;
+  addrinfo* list = nullptr;
+  const int error = ::getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &list);
+  if (error != 0) return make_error(EINVAL, "cannot resolve host {}: {}", host, ::gai_strerror(error));
+  return AddressList(list, &::freeaddrinfo);
+}
+
+Result<TcpAddress> from_socket(int fd, int (*get)(int, sockaddr*, socklen_t*)) {
+  sockaddr_storage storage{};
+  socklen_t length = sizeof storage;
+  if (get(fd, reinterpret_cast<sockaddr*>(&storage), &length) != 0)
+    return make_error(errno, "cannot read a socket's address: {}", errno_text(errno));
+  TcpAddress address;
+  if (storage.ss_family == AF_INET6) {
+    sockaddr_in6 in6;
+    std::memcpy(&in6, &storage, sizeof in6);
+    std::memcpy(address.ip.data(), &in6.sin6_addr, 16);
+    address.port = ntohs(in6.sin6_port);
+  } else if (storage.ss_family == AF_INET) {
+    sockaddr_in in4;
+    std::memcpy(&in4, &storage, sizeof in4);
+    std::copy(kMappedPrefix.begin(), kMappedPrefix.end(), address.ip.begin());
+    std::memcpy(address.ip.data() + kMappedPrefix.size(), &in4.sin_addr, 4);
+    address.port = ntohs(in4.sin_port);
+  } else {
+    return make_error(EAFNOSUPPORT, "the socket is not TCP");
+  }
+  return address;
+}
+
+Result<io::UniqueFd> listen_on(int family, const sockaddr* address, socklen_t length, bool dual_stack) {
+  io::UniqueFd fd(::socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!fd.valid()) return make_error(errno, "{}", errno_text(errno));
+  // A restarted server takes its port back though old connections linger in TIME_WAIT.
+  set_option(fd.get(), SOL_SOCKET, SO_REUSEADDR, 1);
+  if (family == AF_INET6) set_option(fd.get(), IPPROTO_IPV6, IPV6_V6ONLY, dual_stack ? 0 : 1);
+  if (::bind(fd.get(), address, length) != 0 || ::listen(fd.get(), kBacklog) != 0)
+    return make_error(errno, "{}", errno_text(errno));
+  return fd;
+}
+
+Error listen_error(const std::string& host, uint16_t port, const Error& cause) {
+  const char* advice = "";
+  if (cause.code == EADDRINUSE) advice = "; another program has this port: stop it, or choose another port";
+  if (cause.code == EADDRNOTAVAIL) advice = "; no interface of this machine has this address";
+  if (cause.code == EACCES) advice = "; ports below 1024 need root";
+  return make_error(cause.code, "cannot listen on {} port {}: {}{}", host.empty() ? "every address," : host, port,
+                    cause.message, advice);
+}
+
+Result<io::UniqueFd> connect_to(const addrinfo& entry, uint64_t timeout_ms) {
+  io::UniqueFd fd(::socket(entry.ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!fd.valid()) return make_error(errno, "{}", errno_text(errno));
+  if (::connect(fd.get(), entry.ai_addr, entry.ai_addrlen) != 0) {
+    if (errno != EINPROGRESS) return make_error(errno, "{}", errno_text(errno));
+    pollfd waiting{.fd = fd.get(), .events = POLLOUT, .revents = 0};
+    const int ready = ::poll(&waiting, 1, static_cast<int>(std::min<uint64_t>(timeout_ms, 1u << 30)));
+    if (ready == 0) return make_error(ETIMEDOUT, "no answer within {} ms", timeout_ms);
+    if (ready < 0) return make_error(errno, "{}", errno_text(errno));
+    int error = 0;
+    socklen_t length = sizeof error;
+    (void)::getsockopt(fd.get(), SOL_SOCKET, SO_ERROR, &error, &length);
+    if (error != 0) return make_error(error, "{}", errno_text(error));
+  }
+  tune_tcp(fd.get());
+  return fd;
+}
+
+}  // namespace
+
+bool TcpAddress::is_ipv4() const { return std::equal(kMappedPrefix.begin(), kMappedPrefix.end(), ip.begin()); }
+
+bool TcpAddress::is_loopback() const {
+  if (is_ipv4()) return ip[12] == 127;
+  return std::all_of(ip.begin(), ip.end() - 1, [](uint8_t byte) { return byte == 0; }) && ip[15] == 1;
+}
+
+std::string TcpAddress::text() const {
+  std::array<char, INET6_ADDRSTRLEN> buffer{};
+  if (is_ipv4()) {
+    ::inet_ntop(AF_INET, ip.data() + kMappedPrefix.size(), buffer.data(), buffer.size());
+    return fmt::format("{}:{}", buffer.data(), port);
+  }
+  ::inet_ntop(AF_INET6, ip.data(), buffer.data(), buffer.size());
+  return fmt::format("[{}]:{}", buffer.data(), port);
+}
+
+Result<io::UniqueFd> tcp_listen(const std::string& host, uint16_t port) {
+  if (host.empty() || host == "*") {
+    sockaddr_in6 any6{};
+    any6.sin6_family = AF_INET6;
+    any6.sin6_port = htons(port);
+    auto both = listen_on(AF_INET6, reinterpret_cast<sockaddr*>(&any6), sizeof any6, true);
+    if (both || (both.error().code != EAFNOSUPPORT && both.error().code != EADDRNOTAVAIL)) {
+      if (!both) return listen_error(host, port, both.error());
+      return both;
+    }
+    sockaddr_in any4{};
+    any4.sin_family = AF_INET;
+    any4.sin_port = htons(port);
+    auto only4 = listen_on(AF_INET, reinterpret_cast<sockaddr*>(&any4), sizeof any4, false);
+    if (!only4) return listen_error(host, port, only4.error());
+    return only4;
+  }
+  auto list = resolve(host, port, AI_PASSIVE);
+  if (!list) return std::move(list).error();
+  const addrinfo& first = *list.value();
+  auto fd = listen_on(first.ai_family, first.ai_addr, first.ai_addrlen, false);
+  if (!fd) return listen_error(host, port, fd.error());
+  return fd;
+}
+
+Result<io::UniqueFd> tcp_connect(const std::string& host, uint16_t port, uint64_t timeout_ms) {
+  auto list = resolve(host, port, 0);
+  if (!list) return std::move(list).error();
+  Error last{EHOSTUNREACH, "the name has no address"};
+  for (const addrinfo* entry = list.value().get(); entry != nullptr; entry = entry->ai_next) {
+    auto fd = connect_to(*entry, timeout_ms);
+    if (fd) return fd;
+    last = std::move(fd).error();
+  }
+  return make_error(last.code, "cannot connect to {} port {}: {}", host, port, last.message);
+}
+
+void tune_tcp(int fd) {
+  set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+  set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+  set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, kKeepIdleSeconds);
+  set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, kKeepIntervalSeconds);
+  set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, kKeepProbes);
+}
+
+Result<TcpAddress> peer_address(int fd) { return from_socket(fd, &::getpeername); }
+Result<TcpAddress> local_address(int fd) { return from_socket(fd, &::getsockname); }
+
+}  // namespace netblk::transport

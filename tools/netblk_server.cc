@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// netblk_server: serves block devices (DESIGN 5).
+#include <malloc.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "base/limits.h"
+#include "base/log.h"
+#include "base/parse.h"
+#include "io/epoll/epoll_backend.h"
+#include "io/uring/uring_backend.h"
+#include "netblk_version.h"
+#include "server/server.h"
+#include "store_spec.h"
+
+namespace netblk::tools {
+namespace {
+
+constexpr int kFailed = 1;
+constexpr int kMalformed = 2;
+constexpr unsigned kFileThreads = 8;
+
+struct Arguments {
+  std::vector<std::string> positional;
+  std::vector<std::string> exports;
+  std::vector<std::string> listens;
+  std::string config_path;
+  std::string io = "auto";
+  unsigned threads = 0;
+  double request_timeout_s = static_cast<double>(limits::kRequestTimeoutMs) / 1000;
+};
+
+int fail(int status, std::string message) {
+  std::replace(message.begin(), message.end(), '\n', ' ');
+  std::fprintf(stderr, "netblk_server: %s\n", message.c_str());
+  return status;
+}
+
+// The path as a store has it: characters that would mean something there are written as %XX.
+std::string escaped(const std::string& path) {
+  std::string text;
+  for (const char c : path) {
+    if (c == '%' || c == '?') {
+      text += fmt::format("%{:02X}", static_cast<unsigned>(c));
+    } else {
+      text += c;
+    }
+  }
+  return text;
+}
+
+// PORT FILE SIZE_MB: netblk on every address, one unnamed export.
+Result<server::Config> original_form(const std::vector<std::string>& words) {
+  const auto port = parse_unsigned(words[0], 1, 65535);
+  if (!port) return make_error(EINVAL, "bad port '{}': use a number from 1 to 65535", words[0]);
+  const auto size_mib = parse_unsigned(words[2], 1, limits::kMaxDeviceBytes >> 20);
+  if (!size_mib)
+    return make_error(EINVAL, "bad size '{}': SIZE_MB is a number of MiB from 1 to {}", words[2],
+                      limits::kMaxDeviceBytes >> 20);
+  if (words[1].empty()) return make_error(EINVAL, "FILE is empty: name the file that keeps the blocks");
+  server::Config config;
+  server::ExportConfig served;
+  served.store = fmt::format("file:{}?size={}M", escaped(words[1]), *size_mib);
+  config.exports.push_back(std::move(served));
+  config.listens.push_back({"netblk://", "", static_cast<uint16_t>(*port)});
+  return config;
+}
+
+Result<server::Config> from_options(const Arguments& arguments) {
+  server::Config config;
+  for (const std::string& text : arguments.exports) {
+    auto parsed = server::parse_export(text);
+    if (!parsed) return std::move(parsed).error();
+    config.exports.push_back(std::move(parsed).value());
+  }
+  for (const std::string& text : arguments.listens) {
+    auto parsed = server::parse_listen(text);
+    if (!parsed) return std::move(parsed).error();
+    config.listens.push_back(std::move(parsed).value());
+  }
+  return config;
+}
+
+Result<std::unique_ptr<io::Backend>> choose_backend(const std::string& wanted) {
+  if (wanted == "epoll") return io::make_epoll_backend(kFileThreads);
+  auto ring = io::make_uring_backend();
+  if (ring || wanted == "uring") return ring;
+  log_info("{}; using epoll", ring.error().message);
+  return io::make_epoll_backend(kFileThreads);
+}
+
+int serve(const Arguments& arguments, const server::Config& config) {
+  auto backend = choose_backend(arguments.io);
+  if (!backend) return fail(kFailed, backend.error().message);
+  const io::SteadyClock clock;
+  server::ServerOptions options;
+  options.threads = arguments.threads != 0 ? arguments.threads : std::thread::hardware_concurrency();
+  options.threads = std::clamp(options.threads, 1u, limits::kMaxLoops);
+  options.shard.request_timeout_ms = static_cast<uint64_t>(arguments.request_timeout_s * 1000);
+  options.config_path = arguments.config_path;
+  // A starting server waits for one that is still stopping; a running one does not wait for a file at a reload.
+  uint64_t lock_wait_ms = limits::kStoreLockWaitMs;
+  const auto open = [&](const std::string& store, bool read_only) {
+    return open_store(*backend.value(), store, read_only, lock_wait_ms);
+  };
+  server::Server server(*backend.value(), clock, open, options);
+  if (auto opened = server.open(config); !opened)
+    return fail(opened.error().code == EINVAL ? kMalformed : kFailed, opened.error().message);
+  lock_wait_ms = 0;
+  server::Server::block_signals();
+  std::printf("netblk_server " NETBLK_VERSION "\n");
+  for (const std::string& line : server.banner()) std::printf("  %s\n", line.c_str());
+  std::fflush(stdout);
+  server.run();
+  std::printf("stopped\n");
+  return 0;
+}
+
+int run(int argc, char** argv) {
+  // Large blocks go back to the system when they are freed, whatever was freed before.
+  ::mallopt(M_MMAP_THRESHOLD, 1 << 20);
+
+  Arguments arguments;
+  CLI::App app("Serves block devices over TCP (netblk/1).", "netblk_server");
+  app.set_version_flag("--version", std::string("netblk_server " NETBLK_VERSION));
+  app.add_option("PORT FILE SIZE_MB", arguments.positional,
+                 "The original form: netblk on PORT of every address; FILE is created, or grown to SIZE_MB MiB");
+  app.add_option("--export", arguments.exports,
+                 "NAME=STORE, again for more. STORE: file:PATH[?size=10G][&direct=1], mem:SIZE, null:SIZE; in its query "
+                 "also ro, allow=CIDR[,CIDR], max-conns=N, readonly=1, delay-ms=N, fault=read+write+flush+trim with "
+                 "fault-one-in=N. netblk/1 clients get the first export")
+      ->type_name("NAME=STORE")
+      ->expected(1)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  app.add_option("--listen", arguments.listens,
+                 "netblk://HOST:PORT, again for more. Default: netblk://127.0.0.1:10809 and netblk://[::1]:10809")
+      ->type_name("URI")
+      ->expected(1)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  app.add_option("--config", arguments.config_path, "TOML file with listen = [URI] and [export.NAME]; SIGHUP reloads it")
+      ->type_name("FILE");
+  app.add_option("--io", arguments.io, "How to wait for input and output: auto, uring or epoll")
+      ->check(CLI::IsMember({"auto", "uring", "epoll"}))
+      ->type_name("KIND");
+  app.add_option("--threads", arguments.threads, "Threads that serve connections. Default: one for each CPU")
+      ->check(CLI::Range(1u, limits::kMaxLoops))
+      ->type_name("N");
+  app.add_option("--request-timeout", arguments.request_timeout_s,
+                 "Seconds that a request may take to arrive, from its first byte. Default: 30")
+      ->check(CLI::Range(0.1, 86400.0))
+      ->type_name("SECONDS");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return app.exit(error);
+    return fail(kMalformed, std::string(error.what()) + "; see netblk_server --help");
+  }
+
+  if (!arguments.positional.empty()) {
+    if (!arguments.exports.empty() || !arguments.listens.empty() || !arguments.config_path.empty())
+      return fail(kMalformed, "PORT FILE SIZE_MB goes without --export, --listen and --config");
+    if (arguments.positional.size() != 3)
+      return fail(kMalformed, "usage: netblk_server PORT FILE SIZE_MB, or --export NAME=STORE; see --help");
+    auto config = original_form(arguments.positional);
+    if (!config) return fail(kMalformed, config.error().message);
+    return serve(arguments, config.value());
+  }
+  server::Config config;
+  if (!arguments.config_path.empty()) {
+    if (!arguments.exports.empty()) return fail(kMalformed, "exports come from --config or from --export, not from both");
+    auto read = server::read_config(arguments.config_path);
+    if (!read) return fail(kFailed, read.error().message);
+    config = std::move(read).value();
+  }
+  auto given = from_options(arguments);
+  if (!given) return fail(kMalformed, given.error().message);
+  if (arguments.config_path.empty()) config.exports = given.value().exports;
+  config.listens.insert(config.listens.end(), given.value().listens.begin(), given.value().listens.end());
+  if (config.exports.empty())
+    return fail(kMalformed, "nothing to export: use netblk_server PORT FILE SIZE_MB, or --export NAME=STORE; see --help");
+  if (config.listens.empty()) {
+    config.listens.push_back({"netblk://127.0.0.1:10809", "127.0.0.1", 10809});
+    config.listens.push_back({"netblk://[::1]:10809", "::1", 10809});
+  }
+  return serve(arguments, config);
+}
+
+}  // namespace
+}  // namespace netblk::tools
+
+int main(int argc, char** argv) { return netblk::tools::run(argc, argv); }
