@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The one place that knows kernel versions. Built and tested on 6.1 and 6.12.
+ * The one place that knows how kernels differ. Built and tested on 6.1 and 6.12.
  *
- * Feature tests that a version cannot answer (stable kernels take backports)
- * are made by Kbuild, which looks into the kernel's own headers.
+ * Kbuild looks into the kernel's own headers and sets NETBLK_HAVE_...: a
+ * version number would not do, since stable kernels take backports.
  */
 #ifndef NETBLK_COMPAT_H
 #define NETBLK_COMPAT_H
@@ -12,7 +12,6 @@
 #include <linux/blkdev.h>
 #include <linux/timer.h>
 #include <linux/uio.h>
-#include <linux/version.h>
 #include <net/sock.h>
 
 /* 6.2: the direction of an iov_iter got names of its own. */
@@ -22,21 +21,10 @@
 #endif
 
 /* 6.14: merging is what every queue does, and the flag is gone. */
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 14, 0)
-#define NETBLK_F_SHOULD_MERGE 0
-#else
+#ifdef NETBLK_HAVE_F_SHOULD_MERGE
 #define NETBLK_F_SHOULD_MERGE BLK_MQ_F_SHOULD_MERGE
-#endif
-
-/* 6.5: open() gets the disk and a blk_mode_t instead of an fmode_t. */
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 5, 0)
-#define NETBLK_OPEN_ARGS(disk_, mode_) \
-	struct gendisk *disk_, blk_mode_t mode_
-#define NETBLK_OPEN_DISK(arg_) (arg_)
 #else
-#define NETBLK_OPEN_ARGS(disk_, mode_) \
-	struct block_device *disk_, fmode_t mode_
-#define NETBLK_OPEN_DISK(arg_) ((arg_)->bd_disk)
+#define NETBLK_F_SHOULD_MERGE 0
 #endif
 
 /*
@@ -44,7 +32,7 @@
  * segments of any length, not rotational, no volatile write cache, no discard.
  * 6.9 made limits an argument of the allocation.
  */
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 9, 0)
+#ifdef NETBLK_HAVE_LIMITS_ARGUMENT
 
 static inline struct queue_limits
 netblk_compat_limits(unsigned int max_hw_sectors)
@@ -59,29 +47,24 @@ netblk_compat_limits(unsigned int max_hw_sectors)
 	return lim;
 }
 
-#define netblk_compat_alloc_mq_disk(set, max_hw_sectors, data)		\
-({									\
-	struct queue_limits lim_ = netblk_compat_limits(max_hw_sectors);\
-									\
-	blk_mq_alloc_disk(set, &lim_, data);				\
-})
-
-#define netblk_compat_alloc_bio_disk(max_hw_sectors)			\
-({									\
-	struct queue_limits lim_ = netblk_compat_limits(max_hw_sectors);\
-									\
-	blk_alloc_disk(&lim_, NUMA_NO_NODE);				\
-})
-
-/* Before 6.11 a queue was rotational unless it said otherwise. */
-static inline void netblk_compat_disk_ready(struct gendisk *disk)
+static inline struct gendisk *
+netblk_compat_alloc_mq_disk(struct blk_mq_tag_set *set,
+			    unsigned int max_hw_sectors, void *data)
 {
-#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 11, 0)
-	blk_queue_flag_set(QUEUE_FLAG_NONROT, disk->queue);
-#endif
+	struct queue_limits lim = netblk_compat_limits(max_hw_sectors);
+
+	return blk_mq_alloc_disk(set, &lim, data);
 }
 
-#else /* before 6.9 */
+static inline struct gendisk *
+netblk_compat_alloc_bio_disk(unsigned int max_hw_sectors)
+{
+	struct queue_limits lim = netblk_compat_limits(max_hw_sectors);
+
+	return blk_alloc_disk(&lim, NUMA_NO_NODE);
+}
+
+#else
 
 static inline void netblk_compat_set_limits(struct request_queue *q,
 					    unsigned int max_hw_sectors)
@@ -92,33 +75,38 @@ static inline void netblk_compat_set_limits(struct request_queue *q,
 	blk_queue_max_segment_size(q, UINT_MAX);
 }
 
-#define netblk_compat_alloc_mq_disk(set, max_hw_sectors, data)		\
-({									\
-	struct gendisk *disk_ = blk_mq_alloc_disk(set, data);		\
-									\
-	if (!IS_ERR(disk_))						\
-		netblk_compat_set_limits(disk_->queue, max_hw_sectors);	\
-	disk_;								\
-})
+static inline struct gendisk *
+netblk_compat_alloc_mq_disk(struct blk_mq_tag_set *set,
+			    unsigned int max_hw_sectors, void *data)
+{
+	struct gendisk *disk = blk_mq_alloc_disk(set, data);
+
+	if (!IS_ERR(disk))
+		netblk_compat_set_limits(disk->queue, max_hw_sectors);
+	return disk;
+}
 
 /* NULL became ERR_PTR() together with the limits argument. */
-#define netblk_compat_alloc_bio_disk(max_hw_sectors)			\
-({									\
-	struct gendisk *disk_ = blk_alloc_disk(NUMA_NO_NODE);		\
-									\
-	if (disk_)							\
-		netblk_compat_set_limits(disk_->queue, max_hw_sectors);	\
-	else								\
-		disk_ = ERR_PTR(-ENOMEM);				\
-	disk_;								\
-})
-
-static inline void netblk_compat_disk_ready(struct gendisk *disk)
+static inline struct gendisk *
+netblk_compat_alloc_bio_disk(unsigned int max_hw_sectors)
 {
-	blk_queue_flag_set(QUEUE_FLAG_NONROT, disk->queue);
+	struct gendisk *disk = blk_alloc_disk(NUMA_NO_NODE);
+
+	if (!disk)
+		return ERR_PTR(-ENOMEM);
+	netblk_compat_set_limits(disk->queue, max_hw_sectors);
+	return disk;
 }
 
 #endif
+
+/* Before 6.11 a queue was rotational unless it said otherwise. */
+static inline void netblk_compat_disk_ready(struct gendisk *disk)
+{
+#ifdef QUEUE_FLAG_NONROT
+	blk_queue_flag_set(QUEUE_FLAG_NONROT, disk->queue);
+#endif
+}
 
 /* 6.2: timer_delete_sync() is the name; 6.1's stable series has both. */
 #ifndef NETBLK_HAVE_TIMER_DELETE_SYNC

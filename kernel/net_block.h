@@ -183,8 +183,7 @@ struct netblk_device {
 
 	struct mutex tx_lock; /* the sending side of conn */
 
-	spinlock_t lock;
-	/* under lock: */
+	spinlock_t lock; /* a leaf; protects what follows up to conn */
 	enum netblk_state state;
 	bool removing;
 	struct netblk_addr configured; /* used by the next connect */

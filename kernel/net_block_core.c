@@ -248,7 +248,7 @@ static void netblk_lost(struct netblk_device *nd, int error)
 	LIST_HEAD(again);
 
 	nc = netblk_detach(nd, NETBLK_STATE_CONNECTING, &again);
-	nd->why = nc->why ? nc->why : "connection lost";
+	nd->why = nc->why ? nc->why : "connection failed";
 	nd->error = error;
 
 	/*

@@ -51,13 +51,6 @@ MODULE_PARM_DESC(protocol, "version of the netblk protocol, only 1 (1)");
 
 static LIST_HEAD(netblk_devices);
 
-static int netblk_open(NETBLK_OPEN_ARGS(arg, mode))
-{
-	struct netblk_device *nd = NETBLK_OPEN_DISK(arg)->private_data;
-
-	return READ_ONCE(nd->removing) ? -ENXIO : 0;
-}
-
 /* For partitioning tools that still think in cylinders. */
 static int netblk_getgeo(struct block_device *bdev, struct hd_geometry *geo)
 {
@@ -72,7 +65,6 @@ static int netblk_getgeo(struct block_device *bdev, struct hd_geometry *geo)
 
 static const struct block_device_operations netblk_fops = {
 	.owner = THIS_MODULE,
-	.open = netblk_open,
 	.getgeo = netblk_getgeo,
 };
 

@@ -172,34 +172,67 @@ static ssize_t disconnect_store(struct device *dev,
 }
 static DEVICE_ATTR_WO(disconnect);
 
-/* Limits take effect with the next deadline that is computed: at once. */
-#define NETBLK_LIMIT_ATTR(name, low, high)				\
-static ssize_t name##_show(struct device *dev,				\
-			   struct device_attribute *attr, char *buf)	\
-{									\
-	return sysfs_emit(buf, "%u\n",					\
-			  READ_ONCE(netblk_from_dev(dev)->name));	\
-}									\
-									\
-static ssize_t name##_store(struct device *dev,				\
-			    struct device_attribute *attr,		\
-			    const char *buf, size_t count)		\
-{									\
-	struct netblk_device *nd = netblk_from_dev(dev);		\
-	unsigned int value;						\
-									\
-	if (netblk_parse_uint(buf, count, low, high, &value))		\
-		return -EINVAL;						\
-	WRITE_ONCE(nd->name, value);					\
-	netblk_kick(nd);						\
-	return count;							\
-}									\
-static DEVICE_ATTR_RW(name)
+/* A number that is read with READ_ONCE at each use: a write counts at once. */
+struct netblk_limit {
+	struct device_attribute attr;
+	size_t offset; /* of the number in struct netblk_device */
+	unsigned int low;
+	unsigned int high;
+};
 
-NETBLK_LIMIT_ATTR(max_retries, 0, NETBLK_MAX_RETRIES);
-NETBLK_LIMIT_ATTR(connect_timeout_ms, 1, NETBLK_MAX_TIMEOUT_MS);
-NETBLK_LIMIT_ATTR(io_timeout_ms, 1, NETBLK_MAX_TIMEOUT_MS);
-NETBLK_LIMIT_ATTR(dead_time_ms, 1, NETBLK_MAX_DEAD_TIME_MS);
+static ssize_t limit_show(struct device *dev, struct device_attribute *attr,
+			  char *buf)
+{
+	struct netblk_limit *limit = container_of(attr, struct netblk_limit,
+						  attr);
+	unsigned int *value = (void *)netblk_from_dev(dev) + limit->offset;
+
+	return sysfs_emit(buf, "%u\n", READ_ONCE(*value));
+}
+
+static ssize_t limit_store(struct device *dev, struct device_attribute *attr,
+			   const char *buf, size_t count)
+{
+	struct netblk_limit *limit = container_of(attr, struct netblk_limit,
+						  attr);
+	struct netblk_device *nd = netblk_from_dev(dev);
+	unsigned int *value = (void *)nd + limit->offset;
+	unsigned int parsed;
+
+	if (netblk_parse_uint(buf, count, limit->low, limit->high, &parsed))
+		return -EINVAL;
+	WRITE_ONCE(*value, parsed);
+	/* the thread may be asleep until a deadline that has changed */
+	netblk_kick(nd);
+	return count;
+}
+
+static struct netblk_limit netblk_max_retries = {
+	.attr = __ATTR(max_retries, 0644, limit_show, limit_store),
+	.offset = offsetof(struct netblk_device, max_retries),
+	.high = NETBLK_MAX_RETRIES,
+};
+
+static struct netblk_limit netblk_connect_timeout_ms = {
+	.attr = __ATTR(connect_timeout_ms, 0644, limit_show, limit_store),
+	.offset = offsetof(struct netblk_device, connect_timeout_ms),
+	.low = 1,
+	.high = NETBLK_MAX_TIMEOUT_MS,
+};
+
+static struct netblk_limit netblk_io_timeout_ms = {
+	.attr = __ATTR(io_timeout_ms, 0644, limit_show, limit_store),
+	.offset = offsetof(struct netblk_device, io_timeout_ms),
+	.low = 1,
+	.high = NETBLK_MAX_TIMEOUT_MS,
+};
+
+static struct netblk_limit netblk_dead_time_ms = {
+	.attr = __ATTR(dead_time_ms, 0644, limit_show, limit_store),
+	.offset = offsetof(struct netblk_device, dead_time_ms),
+	.low = 1,
+	.high = NETBLK_MAX_DEAD_TIME_MS,
+};
 
 static ssize_t size_mb_show(struct device *dev, struct device_attribute *attr,
 			    char *buf)
@@ -223,10 +256,10 @@ static struct attribute *netblk_attrs[] = {
 	&dev_attr_stats.attr,
 	&dev_attr_connect.attr,
 	&dev_attr_disconnect.attr,
-	&dev_attr_max_retries.attr,
-	&dev_attr_connect_timeout_ms.attr,
-	&dev_attr_io_timeout_ms.attr,
-	&dev_attr_dead_time_ms.attr,
+	&netblk_max_retries.attr.attr,
+	&netblk_connect_timeout_ms.attr.attr,
+	&netblk_io_timeout_ms.attr.attr,
+	&netblk_dead_time_ms.attr.attr,
 	&dev_attr_size_mb.attr,
 	&dev_attr_protocol.attr,
 	NULL,
