@@ -2,11 +2,13 @@
 #include "attach/fuse/loop_device.h"
 
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/loop.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 
+#include <array>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
@@ -33,8 +35,12 @@ void ensure_node(const std::string& node, int number) {
   (void)::mknod(node.c_str(), S_IFBLK | 0660, makedev(kLoopMajor, static_cast<unsigned>(number)));
 }
 
+std::string in_sysfs(const std::string& node, const char* attribute) {
+  return "/sys/block/" + node.substr(node.rfind('/') + 1) + "/" + attribute;
+}
+
 void refuse_discard(const std::string& node) {
-  const std::string path = "/sys/block/" + node.substr(node.rfind('/') + 1) + "/queue/discard_max_bytes";
+  const std::string path = in_sysfs(node, "queue/discard_max_bytes");
   const io::UniqueFd attribute = open_file(path, O_WRONLY);
   if (!attribute.valid() || ::write(attribute.get(), "0", 1) != 1)
     log_warning("cannot write 0 to {}: {}", path, errno_text(errno));
@@ -59,7 +65,8 @@ Result<std::string> loop_attach(const std::string& file, const LoopOptions& opti
     loop_config config{};
     config.fd = static_cast<__u32>(backing.get());
     config.block_size = 512;
-    config.info.lo_flags = LO_FLAGS_DIRECT_IO | (options.read_only ? LO_FLAGS_READ_ONLY : 0u);
+    config.info.lo_flags = LO_FLAGS_DIRECT_IO;
+    if (options.read_only) config.info.lo_flags |= LO_FLAGS_READ_ONLY;
     std::strncpy(reinterpret_cast<char*>(config.info.lo_file_name), file.c_str(), LO_NAME_SIZE - 1);
     if (::ioctl(device.get(), LOOP_CONFIGURE, &config) == 0) {
       if (!options.can_trim) refuse_discard(node);
@@ -82,11 +89,15 @@ Status loop_detach(const std::string& device) {
   return make_error(errno, "cannot detach {}: {}", device, errno_text(errno));
 }
 
-std::optional<LoopBacking> loop_backing(const std::string& device) {
-  const io::UniqueFd node = open_file(device, O_RDONLY);
-  loop_info64 info{};
-  if (!node.valid() || ::ioctl(node.get(), LOOP_GET_STATUS64, &info) != 0) return std::nullopt;
-  return LoopBacking{static_cast<dev_t>(info.lo_device), static_cast<ino_t>(info.lo_inode)};
+std::optional<std::string> loop_backing_file(const std::string& device) {
+  const io::UniqueFd attribute = open_file(in_sysfs(device, "loop/backing_file"), O_RDONLY);
+  if (!attribute.valid()) return std::nullopt;
+  std::array<char, PATH_MAX> text;
+  const ssize_t got = ::read(attribute.get(), text.data(), text.size());
+  if (got <= 0) return std::nullopt;
+  std::string path(text.data(), static_cast<size_t>(got));
+  if (path.back() == '\n') path.pop_back();
+  return path;
 }
 
 }  // namespace netblk::attach

@@ -2,8 +2,6 @@
 // A loop device over a file: the block device that the kernel shows.
 #pragma once
 
-#include <sys/types.h>
-
 #include <optional>
 #include <string>
 
@@ -22,11 +20,7 @@ Result<std::string> loop_attach(const std::string& file, const LoopOptions& opti
 // Gives the device back. Where somebody still has it open, that happens at the last close. ENXIO: it had no file.
 Status loop_detach(const std::string& device);
 
-// The device and inode of the file behind it; nothing when it has none.
-struct LoopBacking {
-  dev_t device;
-  ino_t inode;
-};
-std::optional<LoopBacking> loop_backing(const std::string& device);
+// The path of the file behind it, as the kernel tells it; nothing when it has none.
+std::optional<std::string> loop_backing_file(const std::string& device);
 
 }  // namespace netblk::attach

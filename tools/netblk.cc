@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// netblk: attaches, detaches and shows disks of netblk servers (DESIGN 5).
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cerrno>
+#include <cmath>
+#include <cstdio>
+#include <optional>
+#include <string>
+
+#include "base/limits.h"
+#include "base/parse.h"
+#include "netblk_attach.h"
+#include "netblk_driver.h"
+#include "netblk_state.h"
+#include "netblk_status.h"
+#include "netblk_uri.h"
+#include "netblk_version.h"
+
+namespace netblk::tools {
+namespace {
+
+constexpr int kFailed = 1;
+constexpr int kMalformed = 2;
+constexpr double kMaxTimeoutSeconds = 3600;
+
+struct Arguments {
+  std::string uri;
+  std::string size;
+  std::string via = "auto";
+  double timeout_s = 0;  // 0: not given
+  bool read_only = false;
+  bool force = false;
+  bool json = false;
+  std::string device;
+};
+
+int fail(int status, std::string message) {
+  std::replace(message.begin(), message.end(), '\n', ' ');
+  std::fprintf(stderr, "netblk: %s\n", message.c_str());
+  return status;
+}
+
+void note(const std::string& message) { std::fprintf(stderr, "netblk: %s\n", message.c_str()); }
+
+int print(const std::string& line) {
+  if (std::printf("%s\n", line.c_str()) < 0 || std::fflush(stdout) != 0)
+    return fail(kFailed, "cannot write to the standard output: " + errno_text(errno));
+  return 0;
+}
+
+int attach(const Arguments& arguments) {
+  const auto uri = parse_server_uri(arguments.uri);
+  if (!uri) return fail(kMalformed, uri.error().message);
+  std::optional<uint64_t> size_bytes;
+  if (!arguments.size.empty()) {
+    size_bytes = parse_size(arguments.size);
+    if (!size_bytes || *size_bytes == 0 || *size_bytes % limits::kSectorBytes != 0)
+      return fail(kMalformed, fmt::format("--size {}: expected a positive multiple of 512, in bytes or with K, M, G or T",
+                                          arguments.size));
+  }
+  std::optional<uint64_t> timeout_ms;
+  if (arguments.timeout_s != 0) timeout_ms = static_cast<uint64_t>(std::llround(arguments.timeout_s * 1000));
+
+  const bool loaded = driver_is_loaded();
+  const bool by_driver = arguments.via == "netblk" || (arguments.via == "auto" && loaded);
+  if (arguments.via == "netblk" && !loaded)
+    return fail(kFailed, "--via netblk: the driver is not loaded (no /sys/block/netblk); insmod net_block_driver.ko, "
+                         "or use --via fuse");
+  if (arguments.via == "auto")
+    note(loaded ? "via netblk: the driver is loaded" : "via fuse: the driver is not loaded (no /sys/block/netblk)");
+
+  Result<std::string> node = std::string();
+  if (by_driver) {
+    node = driver_attach(uri.value(),
+                         {.size_bytes = size_bytes, .timeout_ms = timeout_ms, .read_only = arguments.read_only});
+  } else {
+    if (!size_bytes)
+      return fail(kMalformed, "attaching via fuse needs --size: netblk/1 does not tell the size of an export");
+    AttachOptions options{.size_bytes = *size_bytes, .read_only = arguments.read_only};
+    if (timeout_ms) options.timeout_ms = *timeout_ms;
+    node = fuse_attach(uri.value(), options);
+  }
+  if (!node) return fail(kFailed, node.error().message);
+  return print(node.value());
+}
+
+int detach_driver(const Arguments& arguments) {
+  if (!arguments.force) {
+    const auto uses = uses_of(kDriverNode);
+    if (!uses.empty())
+      return fail(kFailed, fmt::format("{} is {}: unmount it first, or use --force", kDriverNode, uses.front()));
+  }
+  const auto done = driver_detach();
+  if (!done) return fail(kFailed, done.error().message);
+  if (!done.value()) note(fmt::format("{} is not attached", kDriverNode));
+  return 0;
+}
+
+int detach(const Arguments& arguments) {
+  if (canonical_device(arguments.device) == kDriverNode) return detach_driver(arguments);
+  const auto done = fuse_detach(arguments.device, arguments.force);
+  if (!done) return fail(kFailed, done.error().message);
+  if (!done.value()) note(fmt::format("{} is not attached", arguments.device));
+  return 0;
+}
+
+int status(const Arguments& arguments) {
+  std::vector<StatusRow> rows = status_rows();
+  if (!arguments.device.empty()) {
+    const std::string wanted = canonical_device(arguments.device);
+    std::erase_if(rows, [&](const StatusRow& row) { return row.device != wanted; });
+    if (rows.empty()) return fail(kFailed, fmt::format("{} is not attached", arguments.device));
+  }
+  return print(arguments.json ? status_json(rows) : status_table(rows));
+}
+
+int run(int argc, char** argv) {
+  Arguments arguments;
+  CLI::App app("netblk: disks of netblk servers", "netblk");
+  app.set_version_flag("--version", std::string("netblk ") + NETBLK_VERSION);
+  app.require_subcommand(1);
+  app.footer("Exit status: 0; 1: it failed, one line says why; 2: the arguments are malformed.");
+
+  CLI::App* const attach_command = app.add_subcommand("attach", "Attach a disk; prints its device node");
+  attach_command->add_option("URI", arguments.uri, "netblk://HOST[:10809]; netblk/1 serves the server's first export")
+      ->required();
+  attach_command->add_option("--size", arguments.size,
+                             "Size of the disk: bytes, or K, M, G, T (needed via fuse: netblk/1 does not tell it)");
+  attach_command->add_option("--via", arguments.via, "auto: the driver if it is loaded, else fuse with a loop device")
+      ->check(CLI::IsMember({"auto", "netblk", "fuse"}))
+      ->capture_default_str();
+  attach_command
+      ->add_option("--timeout", arguments.timeout_s,
+                   "Seconds that one reply may take (default 5); after three times as long without any, requests "
+                   "fail with EIO")
+      ->check(CLI::Range(0.001, kMaxTimeoutSeconds));
+  attach_command->add_flag("--read-only", arguments.read_only, "Refuse writes");
+
+  CLI::App* const detach_command = app.add_subcommand("detach", "Detach a disk");
+  detach_command->add_option("DEVICE", arguments.device, "As `attach` printed it")->required();
+  detach_command->add_flag("--force", arguments.force, "Also while it is in use: its users get I/O errors");
+
+  CLI::App* const status_command = app.add_subcommand("status", "Show what is attached");
+  status_command->add_option("DEVICE", arguments.device, "Only this one");
+  status_command->add_flag("--json", arguments.json, "For programs: a list of objects");
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& shown) {
+    return app.exit(shown);
+  } catch (const CLI::ParseError& error) {
+    return fail(kMalformed, std::string(error.what()) + " (netblk --help)");
+  }
+  if (attach_command->parsed()) return attach(arguments);
+  if (detach_command->parsed()) return detach(arguments);
+  return status(arguments);
+}
+
+}  // namespace
+}  // namespace netblk::tools
+
+int main(int argc, char** argv) { return netblk::tools::run(argc, argv); }

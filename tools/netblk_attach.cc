@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "netblk_attach.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <filesystem>
+
+#include "attach/fuse/loop_device.h"
+#include "netblk_helper.h"
+#include "netblk_state.h"
+
+namespace netblk::tools {
+namespace {
+
+// The helper's release of a healthy connection, or the time-out of one attempt that hangs.
+constexpr uint64_t kHelperEndMs = 20'000;
+
+struct Pipe {
+  io::UniqueFd read_end, write_end;
+};
+
+Result<Pipe> make_pipe() {
+  std::array<int, 2> ends{};
+  if (::pipe2(ends.data(), O_CLOEXEC) != 0) return make_error(errno, "cannot make a pipe: {}", errno_text(errno));
+  return Pipe{io::UniqueFd(ends[0]), io::UniqueFd(ends[1])};
+}
+
+std::string read_to_end(int fd) {
+  std::string text;
+  std::array<char, 4096> part{};
+  for (;;) {
+    const ssize_t got = ::read(fd, part.data(), part.size());
+    if (got > 0) text.append(part.data(), static_cast<size_t>(got));
+    if (got == 0 || (got < 0 && errno != EINTR)) return text;
+  }
+}
+
+// Two disks over one export know nothing of each other's caches: only readers may share.
+Status refuse_second_writer(const ServerUri& uri, const AttachOptions& options) {
+  for (const Record& record : read_records()) {
+    if (record.server != uri.text() || record.device.empty() || !is_alive(record)) continue;
+    if (record.read_only && options.read_only) continue;
+    return make_error(EBUSY, "{} is attached already, as {}: detach that first, or attach both with --read-only",
+                      record.server, record.device);
+  }
+  return Ok{};
+}
+
+void sweep_unfinished() {
+  for (const Record& record : read_records())
+    if (record.device.empty() && !is_alive(record)) (void)remove_leftovers(record);
+}
+
+// What was written to the device and still waits in the page cache goes to the server first.
+Status write_back(const std::string& device) {
+  const io::UniqueFd node(::open(device.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!node.valid()) return make_error(errno, "cannot open {}: {}", device, errno_text(errno));
+  if (::fsync(node.get()) != 0)
+    return make_error(errno, "{} is detached, but data written to it did not reach the server: {}", device,
+                      errno_text(errno));
+  return Ok{};
+}
+
+}  // namespace
+
+Result<std::string> fuse_attach(const ServerUri& uri, const AttachOptions& options) {
+  if (::geteuid() != 0) return make_error(EPERM, "attaching a disk needs root");
+  Status alone = refuse_second_writer(uri, options);
+  if (!alone) return std::move(alone).error();
+  sweep_unfinished();
+  auto made = make_pipe();
+  if (!made) return std::move(made).error();
+  Pipe pipe = std::move(made).value();
+
+  const pid_t child = ::fork();
+  if (child < 0) return make_error(errno, "cannot start the helper: {}", errno_text(errno));
+  if (child == 0) {
+    pipe.read_end.reset();
+    ::_exit(run_helper(uri, options, std::move(pipe.write_end)));
+  }
+  pipe.write_end.reset();
+  // One line: the node, or "!" and the reason.
+  std::string answer = read_to_end(pipe.read_end.get());
+  while (!answer.empty() && answer.back() == '\n') answer.pop_back();
+  if (answer.starts_with("/dev/")) return answer;
+  ::waitpid(child, nullptr, 0);
+  if (answer.starts_with("!")) return make_error(EIO, "{}", answer.substr(1));
+  return make_error(EIO, "the helper process died before the disk was there");
+}
+
+Result<bool> fuse_detach(const std::string& device, bool force) {
+  const std::string wanted = canonical_device(device);
+  const std::vector<Record> records = read_records();
+  const auto found = std::find_if(records.begin(), records.end(),
+                                  [&](const Record& record) { return record.device == wanted; });
+  if (found == records.end()) return false;
+  const Record& record = *found;
+  if (::geteuid() != 0) return make_error(EPERM, "detaching a disk needs root");
+
+  const bool alive = is_alive(record);
+  // Somebody may have detached the loop device by hand, and somebody else have taken it since.
+  const auto file = attach::loop_backing_file(wanted);
+  const bool ours = file && (*file == record.disk_file() || *file == "/disk");
+  Status written = Ok{};
+  if (ours) {
+    const std::vector<std::string> uses = uses_of(wanted);
+    if (!force && !uses.empty())
+      return make_error(EBUSY, "{} is {}: unmount it first, or use --force", wanted, uses.front());
+    if (!force && is_in_use(wanted))
+      return make_error(EBUSY, "{} is in use by another process or device: close it first, or use --force", wanted);
+    if (alive && !force) written = write_back(wanted);
+    Status detached = attach::loop_detach(wanted);
+    if (!detached) return std::move(detached).error();
+  }
+  // Without its last opener the helper ends by itself; in use and forced, it must be ended.
+  if (force && alive) (void)::kill(static_cast<pid_t>(record.pid), SIGKILL);
+  if (!wait_until_gone(record, kHelperEndMs))
+    return make_error(EBUSY, "{} is still open somewhere: its helper (process {}) ends at the last close", wanted,
+                      record.pid);
+  if (std::filesystem::exists(record.directory)) {
+    Status removed = remove_leftovers(record);
+    if (!removed) return std::move(removed).error();
+  }
+  if (!written) return std::move(written).error();
+  return true;
+}
+
+}  // namespace netblk::tools

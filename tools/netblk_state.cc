@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "netblk_state.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <thread>
+
+namespace netblk::tools {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+constexpr const char* kRoot = "/run/netblk";
+constexpr int kMaxAttachments = 4096;
+constexpr auto kPollPause = std::chrono::milliseconds(20);
+
+std::string canonical(const std::string& path) {
+  std::error_code error;
+  const fs::path real = fs::canonical(path, error);
+  return error ? path : real.string();
+}
+
+// mountinfo writes blanks and backslashes of a path as \OOO.
+std::string unescaped(const std::string& text) {
+  std::string plain;
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (text[i] == '\\' && i + 3 < text.size()) {
+      plain += static_cast<char>((text[i + 1] - '0') * 64 + (text[i + 2] - '0') * 8 + (text[i + 3] - '0'));
+      i += 3;
+    } else {
+      plain += text[i];
+    }
+  }
+  return plain;
+}
+
+}  // namespace
+
+std::string canonical_device(const std::string& device) {
+  return canonical(device.find('/') == std::string::npos ? "/dev/" + device : device);
+}
+
+std::string read_text(const std::string& path) {
+  std::ifstream file(path);
+  std::ostringstream text;
+  text << file.rdbuf();
+  std::string result = text.str();
+  while (!result.empty() && result.back() == '\n') result.pop_back();
+  return result;
+}
+
+Result<NewFolder> make_state_folder() {
+  if (::mkdir(kRoot, 0755) != 0 && errno != EEXIST)
+    return make_error(errno, "cannot make {}: {}", kRoot, errno_text(errno));
+  for (int number = 0; number < kMaxAttachments; ++number) {
+    const std::string directory = fmt::format("{}/{}", kRoot, number);
+    if (::mkdir(directory.c_str(), 0700) != 0) {
+      if (errno == EEXIST) continue;
+      return make_error(errno, "cannot make {}: {}", directory, errno_text(errno));
+    }
+    io::UniqueFd lock(::open((directory + "/lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+    // A look from outside holds the lock for a moment: wait for it.
+    if (!lock.valid() || ::flock(lock.get(), LOCK_EX) != 0)
+      return make_error(errno, "cannot lock {}: {}", directory, errno_text(errno));
+    return NewFolder{directory, std::move(lock)};
+  }
+  return make_error(ENOSPC, "{} attachments are there already", kMaxAttachments);
+}
+
+Status write_record(const Record& record) {
+  const json text = {{"device", record.device},         {"server", record.server}, {"size_bytes", record.size_bytes},
+                     {"read_only", record.read_only}, {"pid", record.pid}};
+  const std::string path = record.directory + "/state.json";
+  const std::string next = path + ".new";
+  {
+    std::ofstream file(next, std::ios::trunc);
+    file << text.dump() << '\n';
+    file.close();
+    if (!file) return make_error(EIO, "cannot write {}", next);
+  }
+  if (::rename(next.c_str(), path.c_str()) != 0)
+    return make_error(errno, "cannot write {}: {}", path, errno_text(errno));
+  return Ok{};
+}
+
+std::vector<Record> read_records() {
+  std::vector<Record> records;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(kRoot, error)) {
+    const json text = json::parse(read_text(entry.path().string() + "/state.json"), nullptr, false);
+    if (!text.is_object()) continue;
+    Record record;
+    record.directory = entry.path().string();
+    try {
+      record.device = text.at("device").get<std::string>();
+      record.server = text.at("server").get<std::string>();
+      record.size_bytes = text.at("size_bytes").get<uint64_t>();
+      record.read_only = text.at("read_only").get<bool>();
+      record.pid = text.at("pid").get<int64_t>();
+    } catch (const json::exception&) {
+      continue;  // not ours
+    }
+    records.push_back(std::move(record));
+  }
+  std::sort(records.begin(), records.end(), [](const Record& a, const Record& b) {
+    return a.directory.size() != b.directory.size() ? a.directory.size() < b.directory.size()
+                                                    : a.directory < b.directory;
+  });
+  return records;
+}
+
+bool is_alive(const Record& record) {
+  const io::UniqueFd lock(::open((record.directory + "/lock").c_str(), O_RDONLY | O_CLOEXEC));
+  return lock.valid() && ::flock(lock.get(), LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+}
+
+bool wait_until_gone(const Record& record, uint64_t timeout_ms) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(timeout_ms);
+  while (is_alive(record)) {
+    if (std::chrono::steady_clock::now() >= end) return false;
+    std::this_thread::sleep_for(kPollPause);
+  }
+  return true;
+}
+
+Status remove_leftovers(const Record& record) {
+  // Lazily: a dead FUSE mount answers nothing, and somebody may still stand in it.
+  while (::umount2(record.mount_directory().c_str(), MNT_DETACH | UMOUNT_NOFOLLOW) == 0) {
+  }
+  if (errno != EINVAL && errno != ENOENT)
+    return make_error(errno, "cannot unmount {}: {}", record.mount_directory(), errno_text(errno));
+  std::error_code error;
+  fs::remove_all(record.directory, error);
+  if (error) return make_error(error.value(), "cannot remove {}: {}", record.directory, error.message());
+  (void)::rmdir(kRoot);  // when it is empty
+  return Ok{};
+}
+
+std::vector<std::string> uses_of(const std::string& device) {
+  std::vector<std::string> uses;
+  struct stat node{};
+  if (::stat(device.c_str(), &node) != 0) return uses;
+  const std::string number = fmt::format("{}:{}", major(node.st_rdev), minor(node.st_rdev));
+  const std::string name = canonical(device);
+  std::ifstream mounts("/proc/self/mountinfo");
+  for (std::string line; std::getline(mounts, line);) {
+    std::istringstream words(line);
+    std::string id, parent, mounted, root, point, word;
+    words >> id >> parent >> mounted >> root >> point;
+    while (words >> word && word != "-") {
+    }
+    std::string type, source;
+    words >> type >> source;
+    // A file system over several devices has a number of its own: its source is one of them.
+    if (mounted == number || (source.starts_with("/dev/") && canonical(unescaped(source)) == name))
+      uses.push_back("mounted on " + unescaped(point));
+  }
+  std::ifstream swaps("/proc/swaps");
+  for (std::string line; std::getline(swaps, line);) {
+    const std::string file = line.substr(0, line.find_first_of(" \t"));
+    if (file.starts_with("/dev/") && canonical(unescaped(file)) == name) uses.push_back("used as swap");
+  }
+  return uses;
+}
+
+bool is_in_use(const std::string& device) {
+  const io::UniqueFd alone(::open(device.c_str(), O_RDONLY | O_EXCL | O_CLOEXEC));
+  return !alone.valid() && errno == EBUSY;
+}
+
+}  // namespace netblk::tools

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// What is attached on this machine: one folder of /run/netblk for each attachment that a helper process serves.
+//
+//   /run/netblk/N/lock        held (flock) by the helper as long as it lives
+//                 state.json  the record, replaced as a whole
+//                 control     a socket; each connection gets one JSON object, the live state
+//                 mnt/disk    the FUSE file under the loop device
+//                 log         the helper's log
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "io/fd.h"
+
+namespace netblk::tools {
+
+struct Record {
+  std::string directory;  // "/run/netblk/0"
+  std::string device;     // "/dev/loop3"; empty while the helper is still at it
+  std::string server;     // "netblk://127.0.0.1:10809"
+  uint64_t size_bytes = 0;
+  bool read_only = false;
+  int64_t pid = 0;
+
+  std::string mount_directory() const { return directory + "/mnt"; }
+  std::string disk_file() const { return directory + "/mnt/disk"; }
+  std::string log_file() const { return directory + "/log"; }
+  std::string control_socket() const { return directory + "/control"; }
+};
+
+// A new folder of its own; the lock is taken, and held as long as the descriptor is open.
+struct NewFolder {
+  std::string directory;
+  io::UniqueFd lock;
+};
+Result<NewFolder> make_state_folder();
+
+Status write_record(const Record& record);
+std::vector<Record> read_records();
+
+// Whether the helper lives.
+bool is_alive(const Record& record);
+// Waits until the helper has gone; false when the time is over first.
+bool wait_until_gone(const Record& record, uint64_t timeout_ms);
+// Takes away what a helper that has gone left: the FUSE mount and the folder.
+Status remove_leftovers(const Record& record);
+
+// Where the block device is mounted or used as swap, in words; empty when it is not.
+std::vector<std::string> uses_of(const std::string& device);
+// Whether somebody has the device for himself (mounted, or opened exclusively).
+bool is_in_use(const std::string& device);
+
+// "loop3" -> "/dev/loop3"; symbolic links are followed.
+std::string canonical_device(const std::string& device);
+
+// "" when it cannot be read; without the newline at its end.
+std::string read_text(const std::string& path);
+
+}  // namespace netblk::tools
