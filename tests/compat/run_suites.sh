@@ -15,7 +15,7 @@ for io in "${backends[@]}"; do
   export NETBLK_SERVER_ARGS="$user_args --io $io"
   echo "# I/O back end: $io"
   for script in compat/test_netblk1 compat/test_differential errors/test_wire_hostile errors/test_cli \
-                errors/test_config errors/test_store_lock errors/test_store_errors crash/test_kill9; do
+                errors/test_config errors/test_store_lock errors/test_store_errors errors/test_stores crash/test_kill9; do
     python3 "tests/$script.py" || failed+=("$script on $io")
   done
 done
