@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// The memory and null stores, and the promise of the hot path: inline, without an allocation (DESIGN 3).
+#include "store/memory_store.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstdlib>
+#include <new>
+#include <random>
+
+#include "store/fake_file_test.h"
+
+namespace {
+
+thread_local uint64_t allocations = 0;
+
+void* counted(size_t size) {
+  ++allocations;
+  void* const memory = std::malloc(size == 0 ? 1 : size);
+  if (memory == nullptr) std::abort();
+  return memory;
+}
+void* counted(size_t size, size_t alignment) {
+  ++allocations;
+  void* const memory = std::aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
+  if (memory == nullptr) std::abort();
+  return memory;
+}
+
+}  // namespace
+
+// The whole test program's: malloc is below, so that sanitizers see every block.
+void* operator new(size_t size) { return counted(size); }
+void* operator new[](size_t size) { return counted(size); }
+void* operator new(size_t size, std::align_val_t alignment) { return counted(size, static_cast<size_t>(alignment)); }
+void* operator new[](size_t size, std::align_val_t alignment) { return counted(size, static_cast<size_t>(alignment)); }
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete[](void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+void operator delete[](void* memory, size_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete[](void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t, std::align_val_t) noexcept { std::free(memory); }
+void operator delete[](void* memory, size_t, std::align_val_t) noexcept { std::free(memory); }
+
+namespace netblk::store {
+namespace {
+
+using block::Command;
+using test::LoopThread;
+using test::run_request;
+using test::settle;
+using test::Slot;
+
+constexpr uint64_t kSize = (1 << 20) + 1536;  // not a whole number of pages
+
+class MemoryStore : public testing::Test {
+ protected:
+  MemoryStore() { loop_ = backend_->make_loop(clock_).value(); }
+
+  // Both stores end a request inside submit(): a loop that does not turn is enough.
+  int ask(block::Device& device, Slot& slot) {
+    const int before = slot.ends;
+    device.submit(slot);
+    EXPECT_EQ(slot.ends, before + 1) << "not answered inline";
+    return slot.error;
+  }
+  std::vector<std::byte> read(block::Device& device, uint64_t offset, uint64_t length) {
+    Slot slot(*loop_);
+    EXPECT_EQ(ask(device, slot.ask(Command::kRead, offset, length)), 0);
+    return slot.buffer;
+  }
+  static bool all(const std::vector<std::byte>& bytes, int value) {
+    return std::all_of(bytes.begin(), bytes.end(), [value](std::byte one) { return one == static_cast<std::byte>(value); });
+  }
+
+  io::SteadyClock clock_;
+  std::unique_ptr<io::Backend> backend_ = io::make_epoll_backend(1).value();
+  std::unique_ptr<io::Loop> loop_;
+};
+using NullStore = MemoryStore;
+
+TEST_F(MemoryStore, IsZeroesAtFirst) {
+  const auto device = make_memory_store(kSize).value();
+  EXPECT_EQ(device->geometry().size_bytes, kSize);
+  EXPECT_FALSE(device->geometry().read_only);
+  EXPECT_TRUE(device->geometry().can_trim);
+  EXPECT_TRUE(all(read(*device, 0, kSize), 0));
+}
+
+TEST_F(MemoryStore, KeepsToAModel) {
+  const uint64_t seed = std::random_device{}();
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  std::mt19937_64 random(seed);
+  const auto device = make_memory_store(kSize).value();
+  std::vector<std::byte> model(kSize);
+  for (int step = 0; step < 2000; ++step) {
+    const uint64_t offset = random() % kSize;
+    const uint64_t length = 1 + random() % std::min<uint64_t>(kSize - offset, 20'000);
+    const auto from = model.begin() + static_cast<std::ptrdiff_t>(offset);
+    const auto until = from + static_cast<std::ptrdiff_t>(length);
+    Slot slot(*loop_);
+    switch (random() % 5) {
+      case 0: EXPECT_EQ(ask(*device, slot.ask(Command::kFlush, 0, 0)), 0); break;
+      case 1:
+        EXPECT_EQ(ask(*device, slot.ask(random() % 2 ? Command::kTrim : Command::kWriteZeroes, offset, length, true)), 0);
+        std::fill(from, until, std::byte{0});
+        break;
+      case 2: {
+        const auto got = read(*device, offset, length);
+        ASSERT_TRUE(std::equal(from, until, got.begin())) << "step " << step;
+        break;
+      }
+      default:
+        EXPECT_EQ(ask(*device, slot.ask(Command::kWrite, offset, length).fill(static_cast<int>(1 + random() % 255))), 0);
+        std::copy(slot.buffer.begin(), slot.buffer.end(), from);
+    }
+  }
+  EXPECT_TRUE(read(*device, 0, kSize) == model);
+}
+
+TEST_F(MemoryStore, TrimOfOddRangesTouchesNothingElse) {
+  const auto device = make_memory_store(kSize).value();
+  for (const auto& [offset, length] : std::vector<std::pair<uint64_t, uint64_t>>{
+           {0, 1}, {4095, 2}, {1, 4094}, {4096, 4096}, {4095, 4098}, {100, 20'000}, {kSize - 1, 1}, {kSize - 5000, 5000}}) {
+    Slot write(*loop_), trim(*loop_);
+    EXPECT_EQ(ask(*device, write.ask(Command::kWrite, 0, kSize).fill(7)), 0);
+    EXPECT_EQ(ask(*device, trim.ask(Command::kTrim, offset, length)), 0);
+    std::vector<std::byte> expected(kSize, std::byte{7});
+    std::fill_n(expected.begin() + static_cast<std::ptrdiff_t>(offset), length, std::byte{0});
+    EXPECT_TRUE(read(*device, 0, kSize) == expected) << offset << '+' << length;
+  }
+}
+
+TEST_F(MemoryStore, TheEdgeHolds) {
+  const auto device = make_memory_store(kSize).value();
+  for (const Command command : {Command::kRead, Command::kWrite, Command::kTrim, Command::kWriteZeroes}) {
+    Slot over(*loop_), empty(*loop_);
+    EXPECT_EQ(ask(*device, over.ask(command, kSize - 511, 512)), EINVAL);
+    std::byte byte{};
+    empty.ask(command, 0, 0).data = &byte;
+    EXPECT_EQ(ask(*device, empty), EINVAL);
+  }
+}
+
+TEST_F(MemoryStore, AReadOrWriteEndsInlineWithoutAnAllocation) {
+  const auto device = make_memory_store(kSize).value();
+  Slot write(*loop_), read_slot(*loop_);
+  write.ask(Command::kWrite, 4096, 4096).fill(3);
+  read_slot.ask(Command::kRead, 4096, 4096);
+  ask(*device, write);  // the first one may size what is kept
+  const uint64_t before = allocations;
+  for (int i = 0; i < 1000; ++i) {
+    device->submit(write);
+    device->submit(read_slot);
+  }
+  const uint64_t after = allocations;
+  EXPECT_EQ(after, before);
+  EXPECT_EQ(read_slot.ends, 1000);
+  EXPECT_EQ(read_slot.buffer, write.buffer);
+  const auto probe = std::make_unique<int>(1);
+  EXPECT_EQ(allocations, after + 1) << "the counter does not count";
+}
+
+TEST_F(MemoryStore, AnAbandonedWriteIsNotApplied) {
+  const auto device = make_memory_store(kSize).value();
+  const std::atomic<bool> gone{true};
+  Slot slot(*loop_);
+  slot.abandoned = &gone;
+  EXPECT_EQ(ask(*device, slot.ask(Command::kWrite, 0, 512).fill(1)), ECANCELED);
+  EXPECT_TRUE(all(read(*device, 0, 512), 0));
+}
+
+TEST_F(MemoryStore, OverlappingWritesOfTwoThreadsAreWhole) {
+  const auto device = make_memory_store(kSize).value();
+  LoopThread a(*backend_), b(*backend_);
+  std::vector<std::unique_ptr<Slot>> slots;
+  constexpr uint64_t kLength = 64 << 10;
+  for (int i = 0; i < 200; ++i) {
+    LoopThread& thread = i % 2 == 0 ? a : b;
+    slots.push_back(std::make_unique<Slot>(thread.loop()));
+    slots.back()->ask(Command::kWrite, 0, kLength).fill(1 + i % 2);
+  }
+  std::thread other([&] {
+    for (size_t i = 1; i < slots.size(); i += 2) b.call([&, i] { device->submit(*slots[i]); });
+  });
+  for (size_t i = 0; i < slots.size(); i += 2) a.call([&, i] { device->submit(*slots[i]); });
+  other.join();
+  // A write that waited is granted by a message from the other loop: each turn lets at least one more end.
+  for (bool busy = true; busy;) {
+    busy = false;
+    for (size_t first : {0u, 1u}) {
+      (first == 0 ? a : b).call([&] {
+        for (size_t i = first; i < slots.size(); i += 2) busy = busy || !slots[i]->done();
+      });
+    }
+  }
+  a.stop();
+  b.stop();
+  for (const auto& slot : slots) EXPECT_EQ(slot->ends, 1);
+  const auto bytes = read(*device, 0, kLength);
+  EXPECT_TRUE(all(bytes, 1) || all(bytes, 2)) << "two writes are mixed";
+}
+
+TEST_F(MemoryStore, MoreThanThereIsIsRefusedInWords) {
+  const auto made = make_memory_store(uint64_t{1} << 62);
+  ASSERT_FALSE(made.ok());
+  EXPECT_NE(made.error().message.find("4096 PiB"), std::string::npos) << made.error().message;
+}
+
+TEST_F(NullStore, ReadsZeroesAndForgetsWrites) {
+  const auto device = make_null_store(uint64_t{1} << 50);
+  EXPECT_EQ(device->geometry().size_bytes, uint64_t{1} << 50);
+  Slot write(*loop_), trim(*loop_), flush(*loop_), read_slot(*loop_), over(*loop_);
+  EXPECT_EQ(ask(*device, write.ask(Command::kWrite, 0, 4096, true).fill(9)), 0);
+  EXPECT_EQ(ask(*device, trim.ask(Command::kTrim, 0, uint64_t{1} << 50)), 0);
+  EXPECT_EQ(ask(*device, flush.ask(Command::kFlush, 0, 0)), 0);
+  read_slot.ask(Command::kRead, 0, 4096).fill(1);
+  EXPECT_EQ(ask(*device, read_slot), 0);
+  EXPECT_TRUE(all(read_slot.buffer, 0));
+  EXPECT_EQ(ask(*device, over.ask(Command::kRead, uint64_t{1} << 50, 1)), EINVAL);
+}
+
+}  // namespace
+}  // namespace netblk::store
