@@ -189,6 +189,7 @@ static void netblk_cancel_next(struct netblk_device *nd, int error)
 		mutex_lock(&nd->tx_lock);
 		nd->conn->draining = false;
 		mutex_unlock(&nd->tx_lock);
+		netblk_tx(nd);
 	}
 	netblk_end_waiting(nd, error);
 }
@@ -426,7 +427,8 @@ static void netblk_service(struct netblk_device *nd, unsigned long *wake_at)
 		if (!nc->tx_error)
 			nc->tx_error = netblk_conn_tx(nc);
 		mutex_unlock(&nd->tx_lock);
-	} else if (!err) {
+	} else if (!err && !list_empty(&nd->pending)) {
+		/* left by a drain; who adds a request sends it, too */
 		netblk_tx(nd);
 	}
 	if (!err)

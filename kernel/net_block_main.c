@@ -136,6 +136,7 @@ static const struct blk_mq_ops netblk_mq_ops = {
 
 static int netblk_add_disk(struct netblk_device *nd)
 {
+	struct kernfs_node *state_node;
 	int err = netblk_connect(nd);
 
 	if (err == -EINTR)
@@ -150,8 +151,10 @@ static int netblk_add_disk(struct netblk_device *nd)
 		       ERR_PTR(err));
 		return err;
 	}
-	nd->state_node = sysfs_get_dirent(disk_to_dev(nd->disk)->kobj.sd,
-					  "state");
+	state_node = sysfs_get_dirent(disk_to_dev(nd->disk)->kobj.sd, "state");
+	spin_lock(&nd->lock);
+	nd->state_node = state_node;
+	spin_unlock(&nd->lock);
 	return 0;
 }
 
