@@ -215,13 +215,13 @@ void fill(const LoadOptions& o) {
   close(fd);
 }
 
-// An idle connection that never did anything costs little; these have done one READ.
+// An idle connection that never did anything costs little; these have done one READ or WRITE.
 std::vector<int> open_idle(const LoadOptions& o) {
   std::vector<int> idle;
   std::vector<uint8_t> block(o.idle_block_bytes);
   for (unsigned i = 0; i < o.idle; ++i) {
     idle.push_back(connect_to(o));
-    if (!round_trip(idle.back(), kRead, 0, block.data(), o.idle_block_bytes)) die("idle connection %u was refused", i);
+    if (!round_trip(idle.back(), o.idle_writes ? kWrite : kRead, 0, block.data(), o.idle_block_bytes)) die("idle connection %u was refused", i);
   }
   return idle;
 }
@@ -230,10 +230,11 @@ std::vector<int> open_idle(const LoadOptions& o) {
   std::fputs(
       "usage: load --port P [--host 127.0.0.1] [--connections 1] [--threads 1] [--depth 1] [--bs 4K]\n"
       "            [--rw read|write|randread|randwrite|randrw] [--read-percent 50] [--span 64M] [--seconds 2]\n"
-      "            [--warmup 0.2] [--fill] [--check] [--idle 0] [--idle-bs 4K] [--server-pid PID]\n"
+      "            [--warmup 0.2] [--fill] [--check] [--idle 0] [--idle-bs 4K] [--idle-rw read|write]\n"
+      "            [--server-pid PID]\n"
       "  --fill    write the whole span first, with a pattern if --check is there too\n"
       "  --check   write the pattern only, and compare every READ with it\n"
-      "  --idle N  N more connections that did one READ and then nothing\n"
+      "  --idle N  N more connections that did one READ (or WRITE) and then nothing\n"
       "read and write are sequential, the rand* forms are not.\n",
       stderr);
   std::exit(2);
@@ -257,6 +258,7 @@ LoadOptions parse(int argc, char** argv) {
       {"warmup", required_argument, nullptr, 'u'},  {"fill", no_argument, nullptr, 'f'},
       {"check", no_argument, nullptr, 'c'},         {"idle", required_argument, nullptr, 'i'},
       {"idle-bs", required_argument, nullptr, 'j'}, {"server-pid", required_argument, nullptr, 'P'},
+      {"idle-rw", required_argument, nullptr, 'k'},
       {nullptr, 0, nullptr, 0}};
   std::string rw = "randread";
   for (int c; (c = getopt_long(argc, argv, "", kOptions, nullptr)) != -1;) {
@@ -276,6 +278,10 @@ LoadOptions parse(int argc, char** argv) {
       case 'c': o.check = true; break;
       case 'i': o.idle = static_cast<unsigned>(bounded(optarg, 0, 65536)); break;
       case 'j': o.idle_block_bytes = static_cast<uint32_t>(bounded(optarg, kSectorBytes, kMaxLengthBytes)); break;
+      case 'k':
+        o.idle_writes = std::string(optarg) == "write";
+        if (!o.idle_writes && std::string(optarg) != "read") usage();
+        break;
       case 'P': o.server_pid = static_cast<pid_t>(bounded(optarg, 1, INT32_MAX)); break;
       default: usage();
     }

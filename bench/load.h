@@ -29,6 +29,7 @@ struct LoadOptions {
   bool check = false;
   unsigned idle = 0;
   uint32_t idle_block_bytes = 4096;
+  bool idle_writes = false;
   pid_t server_pid = 0;
 };
 

@@ -9,10 +9,12 @@ import argparse
 import json
 import os
 import platform
+import resource
 import shlex
 import shutil
 import socket
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
@@ -82,7 +84,7 @@ class Server:
     """One peer: a command, the port it will listen on, and how it says so."""
 
     def __init__(self, bench, name, command, port=None):
-        self.name, self.port = name, port
+        self.name, self.port, self.idle = name, port, []
         self.log = open(os.path.join(bench.directory, f"{name.replace(' ', '-')}.log"), "w+", encoding="utf-8")
         self.command = bench.machine.server(command)
         self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL,
@@ -119,6 +121,8 @@ class Server:
         return self.log.read()[-2000:]
 
     def stop(self):
+        for idle in self.idle:
+            idle.close()
         if self.process.poll() is None:
             self.process.terminate()
             try:
@@ -346,7 +350,8 @@ class Bench:
 
     def row_idle_memory(self):
         cases = {"after a 4 KiB READ": ["--idle", str(self.args.idle), "--idle-bs", "4K"],
-                 "after a 1 MiB READ": ["--idle", str(self.args.idle), "--idle-bs", "1M"]}
+                 "after a 1 MiB READ": ["--idle", str(self.args.idle), "--idle-bs", "1M"],
+                 "after a 1 MiB WRITE": ["--idle", str(self.args.idle), "--idle-bs", "1M", "--idle-rw", "write"]}
         lines = []
         for case, options in cases.items():
             # A fresh server for each: memory that an earlier case grew would hide what this one needs.
@@ -370,23 +375,39 @@ class Bench:
                    "RSS from smaps_rollup. Goal: ÷ 64 KiB < 1.")
 
     def row_idle_beside(self):
+        """Two servers of each kind take turns: one with the idle connections, one without."""
         count = self.args.idle
-        cases = {}
-        for depth in (1, 32):
-            for idle in (0, count):
-                cases[f"qd{depth}, {idle} idle"] = ["--rw", "randread", "--depth", str(depth), "--idle", str(idle)]
-        peers = self.memory_peers()
+        cases = {f"qd{depth}": ["--rw", "randread", "--depth", str(depth)] for depth in (1, 32)}
+        kinds = self.memory_peers()
+        peers = {}
+        for kind, start in kinds.items():
+            peers[f"{kind} alone"] = start
+            peers[f"{kind} beside"] = lambda start=start: self.with_idle(start(), count)
         found = self.rounds("idle-beside", peers, cases)
         lines = []
-        for peer in peers:
-            for depth in (1, 32):
-                alone, beside = found[f"qd{depth}, 0 idle", peer], found[f"qd{depth}, {count} idle", peer]
-                lines.append([peer, str(depth), figure(ratio(beside, alone, "iops"), 3),
+        for kind in kinds:
+            for case in cases:
+                alone, beside = found[case, f"{kind} alone"], found[case, f"{kind} beside"]
+                lines.append([kind, case, figure(ratio(beside, alone, "iops"), 3),
                               figure(ratio(beside, alone, "server_cpu_us_per_request"), 3),
                               figure(alone["iops"]), figure(beside["iops"])])
         self.table(f"One busy connection beside {count} idle ones, READ 4 KiB",
                    ["peer", "depth", "requests/s ÷ alone", "CPU ÷ alone", "alone, requests/s", "beside, requests/s"],
                    lines, "Goal: requests/s ÷ alone ≥ 0.95.")
+
+    @staticmethod
+    def with_idle(server, count):
+        for _ in range(count):
+            idle = socket.create_connection(("127.0.0.1", server.port), START_SECONDS)
+            server.idle.append(idle)
+            idle.sendall(struct.pack(">BQI", 1, 0, 4096))
+            left = 4097
+            while left:
+                got = len(idle.recv(left))
+                if not got:
+                    raise Failure(f"{server.name} closed idle connection {len(server.idle)}")
+                left -= got
+        return server
 
     ROWS = {"read-one": row_read_one, "read-deep": row_read_deep, "read-large": row_read_large, "write": row_write,
             "durable": row_durable, "connections": row_connections, "idle-memory": row_idle_memory,
@@ -439,6 +460,8 @@ def main():
     for name in ("bench_floor", "bench_load", "bench_sync_loop"):
         if not os.access(os.path.join(args.tools, name), os.X_OK):
             sys.exit(f"no {os.path.join(args.tools, name)}: build the project first, or say --tools")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with tempfile.TemporaryDirectory(prefix="netblk-bench-") as directory:
         bench = Bench(args, directory)
         try:
