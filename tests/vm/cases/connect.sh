@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# Connecting, refusing, blackholes, and unloading in every state (K1, K7, K8, K18).
+. "$NETBLK_ROOT/tests/vm/lib.sh"
+# a neighbour that never answers: packets to it go into a dummy interface and are lost
+blackhole() {
+	[ -e /sys/class/net/hole ] || { modprobe dummy numdummies=0; ip link add hole type dummy; ip addr add 10.99.0.1/24 dev hole; ip link set hole up; }
+	ip neigh replace 10.99.0.2 lladdr 02:00:00:00:00:02 dev hole
+}
+reader() { dd if=/dev/netblk of=/dev/null bs=4096 count=1 iflag=direct status=none; }
+
+dead_server() {
+	within 20 insmod "$NETBLK_MODULES/net_block_driver.ko" server_ip=127.0.0.1
+	expect "$(state)" error state
+	said 'netblk: cannot connect to 127.0.0.1:10809'
+	must_fail 'input/output' reader
+	must_fail 'refused' connect
+	expect "$(state)" error "state after a refused connect"
+	serve 10809 "$scratch/disk" 100
+	connect; expect "$(state)" connected state
+	reader
+	unload
+}
+one_try() {
+	# how often a dead server's address is tried while loading: a refusing port is asked once
+	background python3 "$vm/hostile_server.py" 10810 "$scratch/disk" 1 accept-close
+	local before after
+	before=$(awk '/^Tcp:/ && $6 ~ /^[0-9]+$/ {print $6}' /proc/net/snmp)
+	insmod "$NETBLK_MODULES/net_block_driver.ko" server_ip=127.0.0.1
+	after=$(awk '/^Tcp:/ && $6 ~ /^[0-9]+$/ {print $6}' /proc/net/snmp)
+	expect $((after - before)) 1 "connections tried while loading"
+}
+load_blackhole() {
+	blackhole
+	within 20 insmod "$NETBLK_MODULES/net_block_driver.ko" server_ip=10.99.0.2 connect_timeout_ms=1000
+	expect "$(state)" error state
+	must_fail 'input/output' reader
+	must_fail 'timed out' connect
+	within 10 rmmod net_block_driver
+}
+disconnect_ends_connect() {
+	blackhole; load
+	attr server_ip 10.99.0.2; attr connect_timeout_ms 600000
+	attr connect 1 > "$scratch/said-connect" 2>&1 & local waiter=$!
+	wait_state connecting
+	within 10 bash -c "echo 1 > $sysfs/disconnect"
+	expect "$(state)" disconnected state
+	if wait $waiter; then fail "the interrupted connect said that it succeeded"; fi
+	grep -qi cancel "$scratch/said-connect" || fail "the interrupted connect said: $(cat "$scratch/said-connect")"
+}
+K18_signal() {
+	blackhole; load
+	attr server_ip 10.99.0.2; attr connect_timeout_ms 600000
+	bash -c "echo 1 > $sysfs/connect" & local waiter=$!
+	wait_state connecting
+	kill -KILL $waiter; within 10 tail --pid=$waiter -f /dev/null
+	within 10 bash -c "echo 1 > $sysfs/disconnect"
+	within 10 rmmod net_block_driver
+}
+# SIGKILL of a process that waits for a server that does not answer: gone by the deadline, the device goes on
+K18_kill_reader() {
+	hostile 10809 "$scratch/disk" 100 silent; load io_timeout_ms=1000 dead_time_ms=4000
+	dd if=/dev/netblk of=/dev/null bs=4096 count=1 skip=512 iflag=direct status=none & local waiter=$!
+	for _ in $(seq 100); do [ "$(awk '{print $1}' $sysfs/inflight)" = 0 ] || break; sleep 0.02; done
+	expect "$(awk '{print $1}' $sysfs/inflight)" 1 "requests in flight"
+	kill -KILL $waiter
+	within 30 tail --pid=$waiter -f /dev/null
+	within 30 rmmod net_block_driver || { sleep 1; within 10 rmmod net_block_driver; }
+}
+K8_busy() {
+	serve 10809 "$scratch/disk" 100; load
+	exec 5< /dev/netblk
+	must_fail 'in use' rmmod net_block_driver
+	exec 5<&-
+	mkfs.ext4 -q /dev/netblk; mount /dev/netblk $mnt
+	must_fail 'in use' rmmod net_block_driver
+	touch $mnt/still-works; sync -f $mnt
+	umount $mnt; unload
+}
+K8_unload_dead() {
+	serve 10809 "$scratch/disk" 100; load
+	kill_server
+	within 30 rmmod net_block_driver
+	serve 10809 "$scratch/disk" 100; load; hostile 10811 "$scratch/disk2" 100 deaf
+	attr server_port 10811; connect
+	within 30 rmmod net_block_driver
+	# after I/O errors
+	hostile 10812 "$scratch/disk3" 100 error
+	load server_port=10812
+	must_fail 'input/output' reader
+	unload
+}
+K8_unload_while_connecting() {
+	blackhole; serve 10809 "$scratch/disk" 100; load connect_timeout_ms=500 dead_time_ms=60000 max_retries=1000
+	attr server_ip 10.99.0.2
+	bash -c "echo 1 > $sysfs/connect" 2>/dev/null & local waiter=$!
+	within 30 rmmod net_block_driver || { wait $waiter || true; within 10 rmmod net_block_driver; }
+	wait $waiter || true
+}
+connect_twice() {
+	serve 10809 "$scratch/disk" 100; load
+	connect; connect; expect "$(state)" connected state
+	disconnect; disconnect; expect "$(state)" disconnected state
+	must_fail 'input/output' reader
+	connect; reader
+}
+disconnect_under_io() {
+	serve 10809 "$scratch/disk" 100; load
+	local round
+	for round in $(seq "${ROUNDS:-8}"); do
+		fio --name=d --filename=/dev/netblk --direct=1 --ioengine=libaio --rw=randrw --bs=4k-64k --iodepth=32 --time_based --runtime=60 --size=64m \
+			--minimal --output=/dev/null > /dev/null 2>&1 & local job=$!
+		# until I/O flows
+		local seen; seen=$(stat_of read_bytes)
+		for _ in $(seq 200); do [ "$(stat_of read_bytes)" -gt $((seen + 100000)) ] && break; sleep 0.05; done
+		sleep 0.$((RANDOM % 10))
+		within 20 bash -c "echo 1 > $sysfs/disconnect"
+		for _ in $(seq 600); do kill -0 $job 2>/dev/null || break; sleep 0.05; done
+		kill -0 $job 2>/dev/null && fail "fio still runs 30 s after disconnect: its I/O did not end"
+		wait $job && fail "fio saw no error"
+		expect "$(awk '{print $1 + $2}' $sysfs/inflight)" 0 "requests in flight after disconnect"
+		connect; reader
+	done
+	unload
+}
+t load-dead-server dead_server
+t load-tries-once one_try
+t load-blackhole load_blackhole
+t K1-disconnect-ends-a-blackholed-connect disconnect_ends_connect
+t K18-signal-ends-a-connect K18_signal
+t K18-killed-reader K18_kill_reader
+t K8-busy K8_busy
+t K8-unload-with-a-dead-server K8_unload_dead
+t K8-unload-while-connecting K8_unload_while_connecting
+t connect-twice connect_twice
+t K1-disconnect-under-io disconnect_under_io
+finish

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# Sourced by the cases, which run inside a guest. A test is a function; `t NAME FUNCTION` runs it in a shell of its own
+# under `set -e` and prints PASS, FAIL or SKIP. What it leaves (a module, a server, a mount) is taken down after it.
+export LC_ALL=C
+vm=$NETBLK_ROOT/tests/vm
+sysfs=/sys/block/netblk
+mnt=/mnt/netblk
+scratch=/tmp/netblk-case; mkdir -p "$scratch" "$mnt"
+# NETBLK_SERVER chooses: netblk_server when it is built, or the one that others might have written
+netblk_server=${NETBLK_SERVER:-$NETBLK_OUT/netblk_server}
+[ -x "$netblk_server" ] || netblk_server=$vm/simple_server.py
+t_failed=0 t_count=0
+
+tell() { echo "# $*"; }
+fail() { echo "$*" > "$scratch/reason"; exit 1; }
+skip() { echo "$*" > "$scratch/reason"; exit 77; }
+
+t() {
+	local name=$1 status; shift
+	rm -f "$scratch/reason"; t_count=$((t_count+1))
+	( set -eE; trap 'r=$?; [ -s "$scratch/reason" ] || echo "status $r of: $BASH_COMMAND (${BASH_SOURCE[0]##*/}:$LINENO)" > "$scratch/reason"' ERR; "$@" ) > "$scratch/log" 2>&1
+	status=$?
+	take_down >> "$scratch/log" 2>&1 || { [ $status != 0 ] || { status=1; echo "cannot take down: $(tail -1 "$scratch/log")" > "$scratch/reason"; }; }
+	case $status in
+		0) echo "PASS $name";;
+		77) echo "SKIP $name: $(cat "$scratch/reason")";;
+		*) t_failed=$((t_failed+1)); echo "FAIL $name: $(cat "$scratch/reason" 2>/dev/null || echo "exit status $status")"
+			sed 's/^/# | /' "$scratch/log" | tail -30; dmesg | tail -12 | sed 's/^/# k /';;
+	esac
+}
+finish() { [ "$t_count" -gt 0 ] || { echo "FAIL no test ran"; exit 1; }; [ $t_failed = 0 ]; exit; }
+
+# ---- servers ----
+
+# listening PORT: wait until somebody listens
+listening() {
+	local i
+	for i in $(seq 400); do [ -z "$(ss -Hltn "sport = :$1")" ] || return 0; sleep 0.05; done
+	fail "nobody listens on port $1: $(cat "$scratch/server.$1" 2>/dev/null | tail -2)"
+}
+# serve PORT FILE SIZE_MB: the pid is in server_pid
+serve() {
+	"$netblk_server" "$@" > "$scratch/server.$1" 2>&1 < /dev/null & server_pid=$!
+	echo $server_pid >> "$scratch/pids"; listening "$1"
+}
+serve_simple() { local netblk_server=$vm/simple_server.py; serve "$@"; }
+hostile() {
+	python3 "$vm/hostile_server.py" "$@" > "$scratch/server.$1" 2>&1 < /dev/null & server_pid=$!
+	echo $server_pid >> "$scratch/pids"; listening "$1"
+}
+kill_server() { kill -KILL "${1:-$server_pid}"; wait "${1:-$server_pid}" 2>/dev/null || true; }
+# background COMMAND...: ended at the end of the test
+background() { "$@" & echo $! >> "$scratch/pids"; }
+
+# ---- the driver ----
+
+load() { insmod "$NETBLK_MODULES/net_block_driver.ko" server_ip=127.0.0.1 "$@"; }
+unload() { rmmod net_block_driver; }
+state() { cat $sysfs/state; }
+stat_of() { awk -v key="$1:" '$1 == key {print $2}' $sysfs/stats; }
+attr() { echo "$2" > "$sysfs/$1"; }
+connect() { attr connect 1; }
+disconnect() { attr disconnect 1; }
+wait_state() {
+	local i
+	for i in $(seq $((${2:-30} * 20))); do [ "$(state)" = "$1" ] && return 0; sleep 0.05; done
+	fail "state is $(state), not $1, after ${2:-30} s"
+}
+expect() { [ "$1" = "$2" ] || fail "${3:-value} is '$1', expected '$2'"; }
+# must_fail ERRNO-TEXT COMMAND...: fails, and says this
+must_fail() {
+	local text=$1; shift
+	if "$@" > "$scratch/said" 2>&1; then fail "succeeded: $*"; fi
+	grep -qi -- "$text" "$scratch/said" || fail "'$*' said '$(cat "$scratch/said")', expected '$text'"
+}
+# within SECONDS COMMAND...: a bound against hanging, wide enough for an emulated processor; 124 is a failure of its own
+within() { local s=$1; shift; timeout -k 1 "$s" "$@"; local r=$?; [ $r != 124 ] && [ $r != 137 ] || fail "not done after $s s: $*"; return $r; }
+said() { dmesg | grep -qE -- "$1" || fail "the kernel log does not say '$1'"; }
+random_file() { head -c "$2" /dev/urandom > "$1"; }
+drop_caches() { sync; echo 3 > /proc/sys/vm/drop_caches; }
+# a quick fio: fio_job NAME OPTION...
+fio_job() { local n=$1; shift; fio --name="$n" --filename=/dev/netblk --direct=1 --ioengine=libaio --minimal --output="$scratch/fio.$n" "$@" > /dev/null; }
+
+take_down() {
+	local pid i
+	umount $mnt 2>/dev/null
+	swapoff /dev/netblk 2>/dev/null
+	if [ -d /sys/module/net_block_driver ]; then
+		[ ! -e $sysfs/disconnect ] || echo 1 > $sysfs/disconnect
+	fi
+	if [ -e "$scratch/pids" ]; then
+		while read -r pid; do kill -CONT "$pid" 2>/dev/null; kill -KILL "$pid" 2>/dev/null; done < "$scratch/pids"
+		rm -f "$scratch/pids"
+	fi
+	umount $mnt 2>/dev/null
+	for i in $(seq 100); do
+		[ -d /sys/module/net_block_driver ] || break
+		rmmod net_block_driver 2>/dev/null && break; sleep 0.1
+	done
+	[ ! -d /sys/module/ram_block_driver ] || rmmod ram_block_driver
+	rm -rf "$scratch"/disk*
+	[ ! -d /sys/module/net_block_driver ] || { echo "net_block_driver cannot be unloaded"; return 1; }
+}
