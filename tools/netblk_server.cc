@@ -111,7 +111,8 @@ int serve(const Arguments& arguments, const server::Config& config) {
   };
   server::Server server(*backend.value(), clock, open, options);
   if (auto opened = server.open(config); !opened)
-    return fail(opened.error().code == EINVAL ? kMalformed : kFailed, opened.error().message);
+    return fail(opened.error().code == EINVAL && arguments.config_path.empty() ? kMalformed : kFailed,
+                opened.error().message);
   lock_wait_ms = 0;
   server::Server::block_signals();
   std::printf("netblk_server " NETBLK_VERSION "\n");
@@ -183,7 +184,8 @@ int run(int argc, char** argv) {
   if (arguments.config_path.empty()) config.exports = given.value().exports;
   config.listens.insert(config.listens.end(), given.value().listens.begin(), given.value().listens.end());
   if (config.exports.empty())
-    return fail(kMalformed, "nothing to export: use netblk_server PORT FILE SIZE_MB, or --export NAME=STORE; see --help");
+    return fail(kMalformed, "nothing to export; usage: netblk_server PORT FILE SIZE_MB, or netblk_server --export NAME=STORE; "
+                            "see --help");
   if (config.listens.empty()) {
     config.listens.push_back({"netblk://127.0.0.1:10809", "127.0.0.1", 10809});
     config.listens.push_back({"netblk://[::1]:10809", "::1", 10809});

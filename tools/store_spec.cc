@@ -3,6 +3,7 @@
 
 #include <cerrno>
 #include <cctype>
+#include <cstdio>
 #include <map>
 #include <optional>
 #include <string_view>
@@ -129,6 +130,10 @@ Result<std::unique_ptr<block::Device>> open_store(io::Backend& backend, const st
     file.path = percent_decoded(body);
     file.read_only = read_only;
     file.lock_wait_ms = lock_wait_ms;
+    file.on_wait = [](const std::string& words) {
+      std::printf("%s\n", words.c_str());
+      std::fflush(stdout);
+    };
     if (const auto size_text = take(options, "size")) {
       auto size = device_size(*size_text, text);
       if (!size) return std::move(size).error();

@@ -49,12 +49,14 @@ inline constexpr uint64_t kRequestTimeoutMs = 30'000;
 inline constexpr uint64_t kSendStallTimeoutMs = 30'000;
 inline constexpr uint64_t kStoreLockWaitMs = 10'000;
 inline constexpr uint64_t kSweepPeriodMs = 250;
-inline constexpr uint64_t kDrainTimeoutMs = 30'000;
+inline constexpr uint64_t kDrainTimeoutMs = 30'000;     // of the whole stop
+inline constexpr uint64_t kDrainStallTimeoutMs = 5'000;  // of a client that takes no reply during the stop
 
 static_assert(kMaxRequestBytes % kSectorBytes == 0);
 static_assert(kSendReplies <= kConnectionSlots && kSendReplies <= kKernelMaxIov);
 static_assert(kReceiveIdleBytes < kReceiveBusyBytes && kReceiveBusyBytes < kConnectionDataBytes);
 static_assert(kConnectionDataBytes <= kLoopDataBytes);
+static_assert(kDrainStallTimeoutMs + kSweepPeriodMs < kDrainTimeoutMs);
 static_assert(kSweepPeriodMs * 4 <= 1000, "a deadline is noticed within a quarter of a second");
 
 }  // namespace netblk::limits

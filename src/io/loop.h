@@ -64,7 +64,7 @@ class Loop {
   const Clock& clock() const { return clock_; }
   uint64_t now_ms() const { return clock_.now_ms(); }
 
-  // The descriptor becomes non-blocking and belongs to the result.
+  // The descriptor belongs to the result, which sets its O_NONBLOCK as its back end needs it.
   virtual std::unique_ptr<Stream> make_stream(UniqueFd fd) = 0;
   virtual std::unique_ptr<Listener> make_listener(UniqueFd fd) = 0;
 

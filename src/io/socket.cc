@@ -10,9 +10,10 @@
 
 namespace netblk::io {
 
-void set_nonblocking(int fd) {
+void set_nonblocking(int fd, bool on) {
   const int flags = ::fcntl(fd, F_GETFL);
-  NETBLK_CHECK(flags >= 0 && ::fcntl(fd, F_SETFL, flags | O_NONBLOCK) == 0, "cannot make a descriptor non-blocking");
+  const int wanted = on ? flags | O_NONBLOCK : flags & ~O_NONBLOCK;
+  NETBLK_CHECK(flags >= 0 && ::fcntl(fd, F_SETFL, wanted) == 0, "cannot change a descriptor's O_NONBLOCK");
 }
 
 void set_reset_on_close(int fd) {

@@ -13,7 +13,7 @@
 
 namespace netblk::io {
 
-void set_nonblocking(int fd);
+void set_nonblocking(int fd, bool on);
 
 // Makes the close that follows send RST: pending data is thrown away.
 void set_reset_on_close(int fd);

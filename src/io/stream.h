@@ -43,7 +43,7 @@ class Listener {
  public:
   virtual ~Listener() = default;
 
-  // result: a new descriptor that the caller owns (non-blocking, close-on-exec), or a negative errno value.
+  // result: a new descriptor that the caller owns (close-on-exec), or a negative errno value.
   virtual bool accept(Op& op) = 0;
 
   // An accept in flight ends with an error.

@@ -45,7 +45,11 @@ void Server::block_signals() {
 
 Result<std::shared_ptr<Export>> Server::open_export(const ExportConfig& config) {
   auto device = open_store_(config.store, config.read_only);
-  if (!device) return std::move(device).error();
+  if (!device) {
+    const Error& cause = device.error();
+    if (options_.config_path.empty()) return cause;
+    return make_error(cause.code, "{}: export '{}': {}", options_.config_path, config.name, cause.message);
+  }
   return std::make_shared<Export>(config, std::shared_ptr<block::Device>(std::move(device).value()));
 }
 
@@ -244,7 +248,7 @@ coro::Task<void> Server::reload() {
     } else if (made.error().code == EBUSY) {
       later.push_back(i);
     } else {
-      log_error("SIGHUP: export '{}': {}; the configuration stays as it was", wanted[i].name, made.error().message);
+      log_error("SIGHUP: {}; the configuration stays as it was", made.error().message);
       co_return;
     }
   }
@@ -273,7 +277,7 @@ coro::Task<void> Server::reload() {
     if (made) {
       next[i] = std::move(made).value();
     } else {
-      log_error("SIGHUP: export '{}' is not served: {}", wanted[i].name, made.error().message);
+      log_error("SIGHUP: not served: {}", made.error().message);
     }
   }
   std::erase(next, nullptr);

@@ -30,6 +30,8 @@ constexpr uint64_t kLoggedFailures = 10;
 Session1::Slot::Slot()
     : Request([](Request& ended) {
         auto& slot = static_cast<Slot&>(ended);
+        --slot.session->in_device_;
+        slot.session->settled_.set();
         slot.session->answer(slot, slot.error);
       }) {}
 
@@ -61,6 +63,8 @@ void Session1::give_up(std::string reason, bool peer_gone) {
 void Session1::drain(const std::string& reason) {
   if (draining_) return;
   draining_ = true;
+  if (send_deadline_ms_ != 0)
+    send_deadline_ms_ = std::min(send_deadline_ms_, context_.loop.now_ms() + limits::kDrainStallTimeoutMs);
   give_up(reason, false);
   stream_->shutdown_read();
 }
@@ -74,7 +78,7 @@ void Session1::sweep(uint64_t now_ms) {
   }
   if (send_deadline_ms_ != 0 && now_ms >= send_deadline_ms_) {
     send_deadline_ms_ = 0;
-    give_up(fmt::format("the client took no reply for {} ms", context_.send_timeout_ms), true);
+    give_up("the client took no reply in time", true);
     stream_->abort();
   }
 }
@@ -130,6 +134,7 @@ coro::Task<void> Session1::read_loop() {
         }
       }
       receive_deadline_ms_ = 0;
+      if (in_device_ != 0 && must_wait(request)) co_await wait_for_order(request);
       ++tail_;
       submit(slot, request);
     }
@@ -224,6 +229,22 @@ coro::Task<void> Session1::wait_for_room(uint32_t length) {
   while (!room_now(length)) co_await room_.wait();
 }
 
+// One connection's requests take effect in their order where they overlap: a READ sees the WRITEs before it and none
+// of those after it, as from a server that does one request at a time.
+bool Session1::must_wait(const Request1& request) {
+  const uint64_t offset = request.sector * NETBLK_SECTOR_SIZE;
+  for (uint64_t number = head_; number != tail_; ++number) {
+    const Slot& earlier = slot_at(number);
+    if (earlier.answered || (earlier.command == Command::kRead && request.command == NETBLK1_CMD_READ)) continue;
+    if (offset < earlier.offset + earlier.length && earlier.offset < offset + request.length_bytes) return true;
+  }
+  return false;
+}
+
+coro::Task<void> Session1::wait_for_order(const Request1& request) {
+  while (must_wait(request)) co_await settled_.wait();
+}
+
 // Whether the request may reach the device at all (DESIGN 4.1: a bad range or length, or a WRITE to what is read-only,
 // is answered with ERROR).
 bool Session1::allowed(const Request1& request) const {
@@ -244,6 +265,7 @@ void Session1::submit(Slot& slot, const Request1& request) {
   slot.data = slot.buffer.data();
   slot.abandoned = &gone_;
   slot.answered = false;
+  ++in_device_;
   export_->device().submit(slot);
 }
 
@@ -298,7 +320,8 @@ coro::Task<void> Session1::write_loop() {
       send_deadline_ms_ = 0;
       const int32_t sent = co_await io::await([&](io::Op& op) {
         const bool now = stream_->send(op, left);
-        if (!now) send_deadline_ms_ = context_.loop.now_ms() + context_.send_timeout_ms;
+        const uint64_t patience_ms = draining_ ? limits::kDrainStallTimeoutMs : context_.send_timeout_ms;
+        if (!now) send_deadline_ms_ = context_.loop.now_ms() + patience_ms;
         return now;
       });
       if (sent < 0) {

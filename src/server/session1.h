@@ -72,10 +72,12 @@ class Session1 {
   coro::Task<bool> receive_data(Slot& slot, uint32_t here, uint32_t length);
   coro::Task<bool> skip_data(uint32_t length);
   coro::Task<void> wait_for_room(uint32_t length);
+  coro::Task<void> wait_for_order(const proto::Request1& request);
   coro::Task<void> linger();
 
   bool allowed(const proto::Request1& request) const;
   bool room_now(uint32_t length) const;
+  bool must_wait(const proto::Request1& request);
   void submit(Slot& slot, const proto::Request1& request);
   void answer(Slot& slot, int error);
   void release(Slot& slot);
@@ -106,10 +108,12 @@ class Session1 {
   uint64_t head_ = 0;
   uint64_t tail_ = 0;
   uint64_t held_bytes_ = 0;  // of all slots
+  uint32_t in_device_ = 0;   // submitted and not ended
   uint64_t failed_ = 0;
 
   coro::Event answered_;        // the slot at head_ was answered, or the reader has ended
   coro::Event room_;            // a slot or bytes came free
+  coro::Event settled_;         // the device has ended a request
   coro::Event budget_granted_;  // the loop's budget has let the next request in
 
   std::atomic<bool> gone_{false};  // the peer is known to be dead: its unsubmitted writes must not be applied

@@ -2,6 +2,7 @@
 // The `file` store: a raw image or a block device.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -22,6 +23,8 @@ struct FileOptions {
   bool read_only = false;
   // How long to wait for another process to let go of the file. Milliseconds.
   uint64_t lock_wait_ms = 0;
+  // Told once, in words, when the wait begins. May be empty.
+  std::function<void(const std::string&)> on_wait;
 };
 
 // Opens, locks and sizes the file. The lock (flock; exclusive, or shared when read-only) keeps every second process,

@@ -14,7 +14,6 @@
 #include <sstream>
 
 #include "base/limits.h"
-#include "base/log.h"
 #include "base/parse.h"
 #include "store/file_store.h"
 
@@ -59,9 +58,9 @@ Status lock(int fd, const FileOptions& options) {
     if (clock.now_ms() >= give_up_at || holder == ::getpid())
       return make_error(EBUSY, "{} is in use by another {}{}: stop that one first, or use another file", options.path,
                         holder == ::getpid() ? "export" : "server", holder_text(holder));
-    if (!told)
-      log_warning("{} is in use{}; waiting up to {} s for it", options.path, holder_text(holder),
-                  options.lock_wait_ms / 1000);
+    if (!told && options.on_wait)
+      options.on_wait(fmt::format("{} is in use{}; waiting up to {} s for it", options.path, holder_text(holder),
+                                  options.lock_wait_ms / 1000));
     told = true;
   }
   return Ok{};
@@ -108,6 +107,9 @@ Result<std::unique_ptr<block::Device>> open_file_store(io::Backend& backend, con
   io::UniqueFd fd(::open(options.path.c_str(), access | create | O_CLOEXEC, 0600));
   if (!fd.valid()) {
     const int error = errno;
+    if (error == ENOENT && options.read_only)
+      return make_error(error, "cannot open {}: {}; a read-only export creates nothing", options.path,
+                        errno_text(error));
     if (error == ENOENT && create == 0)
       return make_error(error, "cannot open {}: {}; give a size to create it, as in file:{}?size=100M", options.path,
                         errno_text(error), options.path);

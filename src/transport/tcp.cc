@@ -8,6 +8,7 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <time.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -18,6 +19,10 @@ namespace netblk::transport {
 namespace {
 
 constexpr int kBacklog = 1024;
+// A killed server's ring lets go of its listening socket a little after the process has gone: a port in use is tried
+// again for this long.
+constexpr int kPortRetries = 40;
+constexpr long kPortRetryNs = 50'000'000;
 constexpr int kKeepIdleSeconds = 60;
 constexpr int kKeepIntervalSeconds = 10;
 constexpr int kKeepProbes = 6;
@@ -66,8 +71,11 @@ Result<io::UniqueFd> listen_on(int family, const sockaddr* address, socklen_t le
   // A restarted server takes its port back though old connections linger in TIME_WAIT.
   set_option(fd.get(), SOL_SOCKET, SO_REUSEADDR, 1);
   if (family == AF_INET6) set_option(fd.get(), IPPROTO_IPV6, IPV6_V6ONLY, dual_stack ? 0 : 1);
-  if (::bind(fd.get(), address, length) != 0 || ::listen(fd.get(), kBacklog) != 0)
-    return make_error(errno, "{}", errno_text(errno));
+  for (int attempt = 0; ::bind(fd.get(), address, length) != 0 || ::listen(fd.get(), kBacklog) != 0; ++attempt) {
+    if (errno != EADDRINUSE || attempt == kPortRetries) return make_error(errno, "{}", errno_text(errno));
+    const timespec pause{.tv_sec = 0, .tv_nsec = kPortRetryNs};
+    ::nanosleep(&pause, nullptr);
+  }
   return fd;
 }
 
@@ -137,7 +145,7 @@ Result<io::UniqueFd> tcp_listen(const std::string& host, uint16_t port) {
   auto list = resolve(host, port, AI_PASSIVE);
   if (!list) return std::move(list).error();
   const addrinfo& first = *list.value();
-  auto fd = listen_on(first.ai_family, first.ai_addr, first.ai_addrlen, false);
+  auto fd = listen_on(first.ai_family, first.ai_addr, first.ai_addrlen, host == "::");
   if (!fd) return listen_error(host, port, fd.error());
   return fd;
 }

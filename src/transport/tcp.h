@@ -22,7 +22,8 @@ struct TcpAddress {
   std::string text() const;
 };
 
-// host: a numeric address or a name; "" and "*": every address, IPv6 and IPv4. port 0: any free one.
+// host: a numeric address or a name; "", "*" and "::": every address, IPv6 and IPv4. port 0: any free one.
+// Waits up to 2 s for a port in use.
 // Errors name the host, the port and what to do.
 Result<io::UniqueFd> tcp_listen(const std::string& host, uint16_t port);
 

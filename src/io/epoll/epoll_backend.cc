@@ -196,12 +196,12 @@ class EpollListener final : public Listener, private Watched {
 };
 
 std::unique_ptr<Stream> EpollLoop::make_stream(UniqueFd fd) {
-  set_nonblocking(fd.get());
+  set_nonblocking(fd.get(), true);
   return std::make_unique<EpollStream>(*this, std::move(fd));
 }
 
 std::unique_ptr<Listener> EpollLoop::make_listener(UniqueFd fd) {
-  set_nonblocking(fd.get());
+  set_nonblocking(fd.get(), true);
   return std::make_unique<EpollListener>(*this, std::move(fd));
 }
 

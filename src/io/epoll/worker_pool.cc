@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "io/epoll/worker_pool.h"
 
+#include <signal.h>
+
 #include "base/check.h"
 
 namespace netblk::io {
@@ -8,7 +10,12 @@ namespace netblk::io {
 WorkerPool::WorkerPool(unsigned threads) {
   NETBLK_CHECK(threads > 0, "a worker pool without threads");
   threads_.reserve(threads);
+  // Signals belong to the process's own threads: one that a pool thread took would not be handled.
+  sigset_t all, before;
+  ::sigfillset(&all);
+  ::pthread_sigmask(SIG_SETMASK, &all, &before);
   for (unsigned i = 0; i < threads; ++i) threads_.emplace_back([this] { serve(); });
+  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
 WorkerPool::~WorkerPool() {

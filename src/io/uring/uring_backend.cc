@@ -2,7 +2,8 @@
 #include "io/uring/uring_backend.h"
 
 #include <liburing.h>
-#include <netinet/in.h>
+#include <poll.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 
 #include <array>
@@ -21,7 +22,7 @@ struct Needed {
 };
 
 constexpr std::array kNeeded = {
-    Needed{IORING_OP_RECV, "recv"},     Needed{IORING_OP_SENDMSG, "sendmsg"}, Needed{IORING_OP_ACCEPT, "accept"},
+    Needed{IORING_OP_RECV, "recv"},     Needed{IORING_OP_SENDMSG, "sendmsg"}, Needed{IORING_OP_POLL_ADD, "poll"},
     Needed{IORING_OP_READ, "read"},     Needed{IORING_OP_WRITE, "write"},     Needed{IORING_OP_FSYNC, "fsync"},
     Needed{IORING_OP_FALLOCATE, "fallocate"},
 };
@@ -60,19 +61,46 @@ class UringStream final : public Stream {
   msghdr message_{};  // of the send in flight
 };
 
+// An accept in flight would keep the listening socket, and its port, alive until the ring of a killed process has been
+// taken down, some time after the process. So the ring waits on an epoll descriptor, which holds no reference to the
+// socket that it watches.
 class UringListener final : public Listener {
  public:
-  UringListener(UringLoop& loop, UniqueFd fd) : loop_(loop), fd_(std::move(fd)) {}
+  UringListener(UringLoop& loop, UniqueFd fd)
+      : loop_(loop), fd_(std::move(fd)), epoll_(::epoll_create1(EPOLL_CLOEXEC)), waiting_(*this) {
+    epoll_event event{.events = EPOLLIN, .data = {.ptr = nullptr}};
+    NETBLK_CHECK(epoll_.valid() && ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd_.get(), &event) == 0,
+                 "cannot watch a listening socket");
+  }
 
   bool accept(Op& op) override {
-    io_uring_prep_accept(&loop_.entry(op), fd_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    NETBLK_CHECK(accept_ == nullptr, "two accepts on one listener");
+    op.begin();
+    accept_ = &op;
+    wait();
     return false;
   }
   void shutdown() override { ::shutdown(fd_.get(), SHUT_RDWR); }
 
  private:
+  struct Waiting : Op {
+    explicit Waiting(UringListener& owner)
+        : Op([](Runnable& self) { static_cast<Waiting&>(self).listener.ready(); }), listener(owner) {}
+    UringListener& listener;
+  };
+
+  void wait() { io_uring_prep_poll_add(&loop_.entry(waiting_), epoll_.get(), POLLIN); }
+  void ready() {
+    const int fd = ::accept4(fd_.get(), nullptr, nullptr, SOCK_CLOEXEC);
+    if (fd < 0 && (errno == EAGAIN || errno == EINTR)) return wait();
+    std::exchange(accept_, nullptr)->complete(fd >= 0 ? fd : -errno);
+  }
+
   UringLoop& loop_;
   UniqueFd fd_;
+  UniqueFd epoll_;
+  Op* accept_ = nullptr;
+  Waiting waiting_;
 };
 
 UringLoop& ring_of(Loop& loop) { return static_cast<UringLoop&>(loop); }
@@ -131,12 +159,13 @@ class UringBackend final : public Backend {
 }  // namespace
 
 std::unique_ptr<Stream> UringLoop::make_stream(UniqueFd fd) {
-  set_nonblocking(fd.get());
+  // The ring waits for a blocking descriptor; for a non-blocking one it completes with EAGAIN.
+  set_nonblocking(fd.get(), false);
   return std::make_unique<UringStream>(*this, std::move(fd));
 }
 
 std::unique_ptr<Listener> UringLoop::make_listener(UniqueFd fd) {
-  set_nonblocking(fd.get());
+  set_nonblocking(fd.get(), true);
   return std::make_unique<UringListener>(*this, std::move(fd));
 }
 

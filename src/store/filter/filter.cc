@@ -20,7 +20,10 @@ namespace {
 
 class Filter : public Device {
  public:
-  Filter(const Geometry& geometry, std::unique_ptr<Device> below) : Device(geometry), below_(std::move(below)) {}
+  // The geometry is read before `below` moves: a parameter that is passed by value may have moved already when another
+  // argument is evaluated.
+  explicit Filter(std::unique_ptr<Device>&& below) : Filter(below->geometry(), std::move(below)) {}
+  Filter(const Geometry& geometry, std::unique_ptr<Device>&& below) : Device(geometry), below_(std::move(below)) {}
 
  protected:
   void start(Request& request, Completion completion) override { forward(*below_, request, std::move(completion)); }
@@ -37,7 +40,7 @@ Geometry read_only(Geometry geometry) {
 class DelayFilter final : public Filter {
  public:
   DelayFilter(std::unique_ptr<Device> below, uint64_t delay_ms)
-      : Filter(Geometry(below->geometry()), std::move(below)), delay_ms_(delay_ms) {}
+      : Filter(std::move(below)), delay_ms_(delay_ms) {}
 
  protected:
   void start(Request& request, Completion completion) override {
@@ -65,24 +68,26 @@ class DelayFilter final : public Filter {
 class FaultFilter final : public Filter {
  public:
   FaultFilter(std::unique_ptr<Device> below, const FaultOptions& options)
-      : Filter(Geometry(below->geometry()), std::move(below)), options_(options), random_(options.seed) {
+      : Filter(std::move(below)), options_(options), random_(options.seed) {
     NETBLK_CHECK(options.one_in > 0 && options.error > 0, "a fault filter that cannot fail");
   }
 
  protected:
   void start(Request& request, Completion completion) override {
-    if (chosen(request.command)) return std::move(completion).finish(options_.error);
+    if (chosen(request)) return std::move(completion).finish(options_.error);
     Filter::start(request, std::move(completion));
   }
 
  private:
-  bool chosen(Command command) {
-    switch (command) {
+  bool chosen(const Request& request) {
+    // A durable change is a change and a flush in one.
+    const bool flushes = options_.flushes && request.fua;
+    switch (request.command) {
       case Command::kRead: if (!options_.reads) return false; break;
-      case Command::kWrite: if (!options_.writes) return false; break;
+      case Command::kWrite: if (!options_.writes && !flushes) return false; break;
       case Command::kFlush: if (!options_.flushes) return false; break;
       case Command::kTrim:
-      case Command::kWriteZeroes: if (!options_.trims) return false; break;
+      case Command::kWriteZeroes: if (!options_.trims && !flushes) return false; break;
     }
     const std::lock_guard lock(mutex_);
     return random_() % options_.one_in == 0;
