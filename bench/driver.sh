@@ -9,10 +9,9 @@
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")"); root=$(dirname "$here")
 kind=uml json= limit=900
-while getopts k:j:t: option; do case $option in
-	k) kind=$OPTARG;; j) json=$OPTARG;; t) limit=$OPTARG;; *) sed -n '4,8s/^# //p' "$0" >&2; exit 2;;
-esac; done
-shift $((OPTIND - 1))
+while [ $# -gt 0 ]; do case $1 in
+	-k) kind=${2:?};; -j) json=${2:?};; -t) limit=${2:?};; -h|--help) sed -n '4,8s/^# //p' "$0"; exit 0;; *) break;;
+esac; shift 2; done
 [ -x "$root/build/output/netblk_server" ] || { echo "driver.sh: build the project first: ./build.sh" >&2; exit 1; }
 "$root/tests/vm/modules" "$kind"
 share=$(mktemp -d "${TMPDIR:-/tmp}/netblk-bench.XXXXXX"); trap 'rm -rf "$share"' EXIT

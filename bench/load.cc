@@ -215,13 +215,30 @@ void fill(const LoadOptions& o) {
   close(fd);
 }
 
-// An idle connection that never did anything costs little; these have done one READ or WRITE.
+// Sends a burst of requests in one go, then takes their replies.
+bool burst(int fd, const LoadOptions& o) {
+  const size_t request_bytes = kRequestBytes + (o.idle_writes ? o.idle_block_bytes : 0);
+  const size_t reply_bytes = 1 + (o.idle_writes ? size_t{0} : o.idle_block_bytes);
+  std::vector<uint8_t> requests(request_bytes * o.idle_burst, 0x5a);
+  for (unsigned i = 0; i < o.idle_burst; ++i)
+    put_request(requests.data() + i * request_bytes, o.idle_writes ? kWrite : kRead, 0, o.idle_block_bytes);
+  for (size_t at = 0; at < requests.size();) {
+    const ssize_t n = send(fd, requests.data() + at, requests.size() - at, MSG_NOSIGNAL);
+    if (n <= 0) return false;
+    at += static_cast<size_t>(n);
+  }
+  std::vector<uint8_t> reply(reply_bytes);
+  for (unsigned i = 0; i < o.idle_burst; ++i)
+    if (recv(fd, reply.data(), reply_bytes, MSG_WAITALL) != static_cast<ssize_t>(reply_bytes) || reply[0] != kOk) return false;
+  return true;
+}
+
+// An idle connection that never did anything costs little; these have done a burst of READs or WRITEs.
 std::vector<int> open_idle(const LoadOptions& o) {
   std::vector<int> idle;
-  std::vector<uint8_t> block(o.idle_block_bytes);
   for (unsigned i = 0; i < o.idle; ++i) {
     idle.push_back(connect_to(o));
-    if (!round_trip(idle.back(), o.idle_writes ? kWrite : kRead, 0, block.data(), o.idle_block_bytes)) die("idle connection %u was refused", i);
+    if (!burst(idle.back(), o)) die("idle connection %u was refused", i);
   }
   return idle;
 }
@@ -231,10 +248,10 @@ std::vector<int> open_idle(const LoadOptions& o) {
       "usage: load --port P [--host 127.0.0.1] [--connections 1] [--threads 1] [--depth 1] [--bs 4K]\n"
       "            [--rw read|write|randread|randwrite|randrw] [--read-percent 50] [--span 64M] [--seconds 2]\n"
       "            [--warmup 0.2] [--fill] [--check] [--idle 0] [--idle-bs 4K] [--idle-rw read|write]\n"
-      "            [--server-pid PID]\n"
+      "            [--idle-burst 1] [--server-pid PID]\n"
       "  --fill    write the whole span first, with a pattern if --check is there too\n"
       "  --check   write the pattern only, and compare every READ with it\n"
-      "  --idle N  N more connections that did one READ (or WRITE) and then nothing\n"
+      "  --idle N  N more connections that sent a burst of READs or WRITEs, and then nothing\n"
       "read and write are sequential, the rand* forms are not.\n",
       stderr);
   std::exit(2);
@@ -258,7 +275,7 @@ LoadOptions parse(int argc, char** argv) {
       {"warmup", required_argument, nullptr, 'u'},  {"fill", no_argument, nullptr, 'f'},
       {"check", no_argument, nullptr, 'c'},         {"idle", required_argument, nullptr, 'i'},
       {"idle-bs", required_argument, nullptr, 'j'}, {"server-pid", required_argument, nullptr, 'P'},
-      {"idle-rw", required_argument, nullptr, 'k'},
+      {"idle-rw", required_argument, nullptr, 'k'}, {"idle-burst", required_argument, nullptr, 'l'},
       {nullptr, 0, nullptr, 0}};
   std::string rw = "randread";
   for (int c; (c = getopt_long(argc, argv, "", kOptions, nullptr)) != -1;) {
@@ -278,6 +295,7 @@ LoadOptions parse(int argc, char** argv) {
       case 'c': o.check = true; break;
       case 'i': o.idle = static_cast<unsigned>(bounded(optarg, 0, 65536)); break;
       case 'j': o.idle_block_bytes = static_cast<uint32_t>(bounded(optarg, kSectorBytes, kMaxLengthBytes)); break;
+      case 'l': o.idle_burst = static_cast<unsigned>(bounded(optarg, 1, 1024)); break;
       case 'k':
         o.idle_writes = std::string(optarg) == "write";
         if (!o.idle_writes && std::string(optarg) != "read") usage();

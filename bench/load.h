@@ -30,6 +30,7 @@ struct LoadOptions {
   unsigned idle = 0;
   uint32_t idle_block_bytes = 4096;
   bool idle_writes = false;
+  unsigned idle_burst = 1;
   pid_t server_pid = 0;
 };
 

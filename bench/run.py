@@ -351,7 +351,9 @@ class Bench:
     def row_idle_memory(self):
         cases = {"after a 4 KiB READ": ["--idle", str(self.args.idle), "--idle-bs", "4K"],
                  "after a 1 MiB READ": ["--idle", str(self.args.idle), "--idle-bs", "1M"],
-                 "after a 1 MiB WRITE": ["--idle", str(self.args.idle), "--idle-bs", "1M", "--idle-rw", "write"]}
+                 "after a 1 MiB WRITE": ["--idle", str(self.args.idle), "--idle-bs", "1M", "--idle-rw", "write"],
+                 "after 64 pipelined 4 KiB WRITEs": ["--idle", str(self.args.idle), "--idle-rw", "write",
+                                                     "--idle-burst", "64"]}
         lines = []
         for case, options in cases.items():
             # A fresh server for each: memory that an earlier case grew would hide what this one needs.
