@@ -44,7 +44,8 @@ build_modules() {
 	local headers release module
 	headers=$(headers_folder)
 	[ -n "$headers" ] || die "no kernel headers are installed (linux-headers-$(dpkg --print-architecture))"
-	release=$(cat "$headers/include/config/kernel.release" 2>/dev/null || basename "$headers")
+	release=$(sed -n 's/^#define UTS_RELEASE "\(.*\)"$/\1/p' "$headers/include/generated/utsrelease.h" 2>/dev/null)
+	[ -n "$release" ] || release=$(basename "$headers")
 	say "building the kernel modules for $release"
 	logged modules make -C kernel "KDIR=$headers" "BUILD=$project_root/build/modules/$release" -j "$(nproc)" ||
 		die "the kernel modules do not build"
