@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// Files on both back ends, by the inline path and by the one that waits.
+#include "io/file.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <thread>
+#include <vector>
+
+#include "io/backends_test.h"
+#include "io/socket.h"
+
+namespace netblk::io {
+namespace {
+
+using test::BackendTest;
+using test::TestOp;
+
+coro::Task<void> start_and_wait(bool (*start)(File&, Loop&, Op&, std::span<std::byte>, uint64_t), File& file, Loop& loop,
+                                std::span<std::byte> bytes, uint64_t offset, int32_t& result) {
+  const int32_t value = co_await await([&](Op& op) { return start(file, loop, op, bytes, offset); });
+  result = value;
+}
+
+class FileTest : public BackendTest {
+ public:
+  int32_t call(bool (*start)(File&, Loop&, Op&, std::span<std::byte>, uint64_t), File& file, std::span<std::byte> bytes,
+               uint64_t offset) {
+    int32_t result = -9999;
+    run(start_and_wait(start, file, loop(), bytes, offset, result));
+    return result;
+  }
+  int32_t read(File& file, std::span<std::byte> into, uint64_t offset) {
+    return call([](File& f, Loop& l, Op& op, std::span<std::byte> bytes, uint64_t at) { return f.read(l, op, bytes, at); },
+                file, into, offset);
+  }
+  int32_t write(File& file, std::span<std::byte> from, uint64_t offset) {
+    return call([](File& f, Loop& l, Op& op, std::span<std::byte> bytes, uint64_t at) { return f.write(l, op, bytes, at); },
+                file, from, offset);
+  }
+  int32_t datasync(File& file) {
+    return call([](File& f, Loop& l, Op& op, std::span<std::byte>, uint64_t) { return f.datasync(l, op); }, file, {}, 0);
+  }
+  int32_t punch(File& file, uint64_t offset, size_t length) {
+    // Only the length of the span is used.
+    return call(
+        [](File& f, Loop& l, Op& op, std::span<std::byte> bytes, uint64_t at) {
+          return f.punch_hole(l, op, at, bytes.size());
+        },
+        file, {static_cast<std::byte*>(nullptr), length}, offset);
+  }
+
+  std::string path() const { return path_; }
+  // `waits`: handed to the back end as if it were opened with O_DIRECT, so that nothing is done inline.
+  std::unique_ptr<File> open(const char* name, int flags, bool waits) {
+    UniqueFd fd(::open(name, flags | O_CLOEXEC, 0600));
+    EXPECT_TRUE(fd.valid()) << name << ": " << std::strerror(errno);
+    return backend().make_file(std::move(fd), waits);
+  }
+  std::unique_ptr<File> make(bool waits) { return open(path_.c_str(), O_RDWR | O_CREAT, waits); }
+
+ protected:
+  void SetUp() override {
+    BackendTest::SetUp();
+    if (IsSkipped()) return;
+    path_ = (std::filesystem::temp_directory_path() / "netblk-test-XXXXXX").string();
+    UniqueFd fd(::mkstemp(path_.data()));
+    ASSERT_TRUE(fd.valid());
+  }
+  void TearDown() override {
+    if (!path_.empty()) ::unlink(path_.c_str());
+  }
+
+ private:
+  std::string path_;
+};
+NETBLK_ON_BOTH_BACKENDS(FileTest);
+
+using Bytes = std::vector<std::byte>;
+
+TEST_P(FileTest, ReadsWhatItWrote) {
+  for (const bool waits : {false, true}) {
+    const auto file = make(waits);
+    // The last one is above what is written on the calling thread.
+    for (const size_t length : {size_t{1}, size_t{4096}, size_t{65537}, 3 * kInlineWriteBytes / 2}) {
+      Bytes out(length), in(length);
+      for (size_t i = 0; i < length; ++i) out[i] = static_cast<std::byte>(i * 31 + length);
+      EXPECT_EQ(write(*file, out, 1000), static_cast<int32_t>(length)) << waits;
+      EXPECT_EQ(read(*file, in, 1000), static_cast<int32_t>(length));
+      EXPECT_TRUE(in == out);
+    }
+  }
+}
+
+TEST_P(FileTest, ReadsAtAndBeyondTheEndAreShort) {
+  for (const bool waits : {false, true}) {
+    const auto file = make(waits);
+    Bytes data(1000, std::byte{1}), into(4096, std::byte{9});
+    EXPECT_EQ(write(*file, data, 0), 1000);
+    EXPECT_EQ(read(*file, into, 0), 1000);
+    EXPECT_EQ(into[1000], std::byte{9}) << "wrote beyond what it read";
+    EXPECT_EQ(read(*file, into, 600), 400);
+    EXPECT_EQ(read(*file, into, 1000), 0);
+    EXPECT_EQ(read(*file, into, uint64_t{1} << 40), 0);
+  }
+}
+
+TEST_P(FileTest, DatasyncWorks) {
+  for (const bool waits : {false, true}) {
+    const auto file = make(waits);
+    Bytes data(4096, std::byte{1});
+    EXPECT_EQ(write(*file, data, 0), 4096);
+    EXPECT_EQ(datasync(*file), 0);
+  }
+}
+
+TEST_P(FileTest, PunchHoleZeroesAndKeepsTheSize) {
+  const auto file = make(false);
+  Bytes data(1 << 20, std::byte{7});
+  EXPECT_EQ(write(*file, data, 0), 1 << 20);
+  EXPECT_EQ(datasync(*file), 0);
+  struct stat before {}, after {};
+  ASSERT_EQ(::stat(path().c_str(), &before), 0);
+  const int32_t result = punch(*file, 512 << 10, 512 << 10);
+  if (result == -EOPNOTSUPP) GTEST_SKIP() << "no holes in " << path();
+  EXPECT_EQ(result, 0);
+  ASSERT_EQ(::stat(path().c_str(), &after), 0);
+  EXPECT_EQ(after.st_size, before.st_size);
+  EXPECT_LT(after.st_blocks, before.st_blocks);
+  Bytes into(512 << 10, std::byte{9});
+  EXPECT_EQ(read(*file, into, 512 << 10), 512 << 10);
+  EXPECT_TRUE(std::all_of(into.begin(), into.end(), [](std::byte one) { return one == std::byte{0}; }));
+}
+
+TEST_P(FileTest, PunchHoleWhereThereAreNone) {
+  const auto file = open("/proc/self/comm", O_RDWR, false);
+  EXPECT_EQ(punch(*file, 0, 4096), -EOPNOTSUPP);
+}
+
+TEST_P(FileTest, ErrorsAreValues) {
+  for (const bool waits : {false, true}) {
+    Bytes data(4096, std::byte{1});
+    const auto read_only = open(path().c_str(), O_RDONLY, waits);
+    EXPECT_EQ(write(*read_only, data, 0), -EBADF);
+    EXPECT_EQ(punch(*read_only, 0, 4096), -EBADF);
+    const auto write_only = open(path().c_str(), O_WRONLY, waits);
+    EXPECT_EQ(read(*write_only, data, 0), -EBADF);
+    const auto folder = open("/", O_RDONLY | O_DIRECTORY, waits);
+    EXPECT_EQ(read(*folder, data, 0), -EISDIR);
+    const auto full = open("/dev/full", O_RDWR, waits);
+    EXPECT_EQ(write(*full, data, 0), -ENOSPC);
+    const auto null = open("/dev/null", O_RDWR, waits);
+    EXPECT_EQ(read(*null, data, 0), 0);
+    EXPECT_EQ(datasync(*null), -EINVAL);
+  }
+}
+
+coro::Task<void> many_reads(FileTest& t, File& file, size_t count, int& wrong, int& away) {
+  struct NotedOp : TestOp {
+    std::thread::id ran_on;
+  };
+  std::vector<std::unique_ptr<NotedOp>> ops;
+  std::vector<std::array<std::byte, 64>> buffers(count);
+  for (size_t i = 0; i < count; ++i) {
+    ops.push_back(std::make_unique<NotedOp>());
+    ops.back()->on_end = [](TestOp& op) { static_cast<NotedOp&>(op).ran_on = std::this_thread::get_id(); };
+    if (file.read(t.loop(), *ops.back(), buffers[i], i * 64)) ++wrong;
+  }
+  for (size_t i = 0; i < count; ++i) {
+    while (ops[i]->ends == 0) co_await test::NextRound{};
+    wrong += ops[i]->result != 64 || buffers[i][0] != static_cast<std::byte>(i) || ops[i]->ends != 1;
+    away += ops[i]->ran_on != std::this_thread::get_id();
+  }
+}
+
+TEST_P(FileTest, MoreOperationsThanARingHasEntriesAreInFlightAndEndHere) {
+  constexpr size_t kCount = 3000;
+  const auto file = make(true);
+  Bytes data(kCount * 64);
+  for (size_t i = 0; i < data.size(); ++i) data[i] = static_cast<std::byte>(i / 64);
+  EXPECT_EQ(write(*file, data, 0), static_cast<int32_t>(data.size()));
+  int wrong = 0, away = 0;
+  run(many_reads(*this, *file, kCount, wrong, away));
+  EXPECT_EQ(wrong, 0);
+  EXPECT_EQ(away, 0) << "an operation was resumed on another thread";
+}
+
+coro::Task<void> sync_on(Loop& loop, File& file, int times, int& good) {
+  for (int i = 0; i < times; ++i) {
+    const int32_t result = co_await await([&](Op& op) { return file.datasync(loop, op); });
+    good += result == 0;
+  }
+}
+
+TEST_P(FileTest, OneFileServesTwoLoops) {
+  const auto file = make(false);
+  auto second = backend().make_loop(clock()).value();
+  int here = 0, there = 0;
+  std::thread other([&] { second->run(sync_on(*second, *file, 20, there)); });
+  run(sync_on(loop(), *file, 20, here));
+  other.join();
+  EXPECT_EQ(here, 20);
+  EXPECT_EQ(there, 20);
+}
+
+}  // namespace
+}  // namespace netblk::io
