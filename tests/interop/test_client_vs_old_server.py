@@ -443,7 +443,12 @@ def test_server_gone_for_good(t):
         else:
             raise AssertionError("I/O on a server that is gone succeeded")
     d.close()
-    a.detach()
+    # The write that failed is lost: detach may say so by status 1, but the device must be gone.
+    p = bounded(lambda: cli("detach", a.dev), DEAD_TIME, "detach from a server that is gone")
+    check(p.returncode in (0, 1), f"status of detach: {p!r}")
+    left = subprocess.run(["losetup", "-a"], capture_output=True, text=True).stdout
+    check(a.dev + ":" not in left, f"the device is still there after detach: {p.stderr!r}, {left!r}")
+    check(a.dev not in cli("status", "--json", status=0).stdout, "status still lists the device")
 
 
 def hostile(t, mode):
