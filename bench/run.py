@@ -264,11 +264,12 @@ class Bench:
             floor = found[case, peer.replace("netblk", "floor").rsplit(" ", 1)[0]] if peer.startswith("netblk") else None
             echo = found[case, "echo"] if case in echo_cases and peer != "echo" else None
             lines.append([case, peer, figure(ratio(echo, m, "iops")) if echo else "-",
+                          figure(ratio(m, echo, "p50_us")) if echo else "-",
                           figure(ratio(m, floor, "server_cpu_us_per_request")) if floor else "-",
                           figure(ratio(m, floor, "iops")) if floor else "-",
                           figure(m["iops"]), figure(m["mib_per_s"]), figure(m["server_cpu_us_per_request"]),
                           figure(m["client_cpu_us_per_request"]), figure(m["p50_us"], 1), figure(m["p99_us"], 1)])
-        self.table(title, ["case", "peer", "echo ÷ this, requests/s", "CPU ÷ floor's", "requests/s ÷ floor's",
+        self.table(title, ["case", "peer", "echo ÷ this, requests/s", "p50 ÷ echo's", "CPU ÷ floor's", "requests/s ÷ floor's",
                            "requests/s", "MiB/s", "server CPU µs", "client CPU µs", "p50 µs", "p99 µs"], lines, note)
 
     def row_read_one(self):
