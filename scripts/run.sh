@@ -29,7 +29,8 @@ start_server() {
 	for attempt in $(seq 50); do
 		port=$((20000 + (RANDOM * 32768 + RANDOM) % 12000))
 		: >"$work/server.log"
-		"$output/netblk_server" --export "disk=file:$work/netblk_storage.img?size=${size_mb}M" \
+		# A session of its own: an interrupt from the terminal ends this script, which then takes things away in order.
+		setsid "$output/netblk_server" --export "disk=file:$work/netblk_storage.img?size=${size_mb}M" \
 			--listen "netblk://127.0.0.1:$port" >"$work/server.log" 2>&1 </dev/null 9>&- &
 		server_pid=$!
 		for _ in $(seq 100); do
