@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "store/filter/filter.h"
 
+#include <atomic>
 #include <cerrno>
 #include <mutex>
 #include <random>
@@ -37,10 +38,15 @@ Geometry read_only(Geometry geometry) {
   return geometry;
 }
 
+Geometry later(Geometry geometry) {
+  geometry.writes_inline = false;
+  return geometry;
+}
+
 class DelayFilter final : public Filter {
  public:
   DelayFilter(std::unique_ptr<Device> below, uint64_t delay_ms)
-      : Filter(std::move(below)), delay_ms_(delay_ms) {}
+      : Filter(later(below->geometry()), std::move(below)), delay_ms_(delay_ms) {}
 
  protected:
   void start(Request& request, Completion completion) override {
@@ -74,7 +80,13 @@ class FaultFilter final : public Filter {
 
  protected:
   void start(Request& request, Completion completion) override {
-    if (chosen(request)) return std::move(completion).finish(options_.error);
+    const bool syncs = request.command == Command::kFlush || (request.modifies() && request.fua);
+    if (syncs && poisoned_.load(std::memory_order_acquire)) return std::move(completion).finish(EIO);
+    if (chosen(request)) {
+      // A sync that failed is never made good by a later one (DESIGN law 2), here as in a real store.
+      if (syncs && options_.flushes) poisoned_.store(true, std::memory_order_release);
+      return std::move(completion).finish(options_.error);
+    }
     Filter::start(request, std::move(completion));
   }
 
@@ -96,6 +108,7 @@ class FaultFilter final : public Filter {
   FaultOptions options_;
   std::mutex mutex_;
   std::mt19937_64 random_;
+  std::atomic<bool> poisoned_{false};
 };
 
 }  // namespace

@@ -27,7 +27,8 @@ struct FaultOptions {
   int error = 5;  // EIO
 };
 
-// A chosen request fails before it reaches the device below.
+// A chosen request fails before it reaches the device below. With `flushes`, a failed flush or durable change poisons:
+// every later one fails with EIO.
 std::unique_ptr<block::Device> make_fault_filter(std::unique_ptr<block::Device> below, const FaultOptions& options);
 
 }  // namespace netblk::store
