@@ -15,7 +15,14 @@ unsigned thread_number() {
   return number;
 }
 
-void add(std::atomic<uint64_t>& counter, uint64_t amount) { counter.fetch_add(amount, std::memory_order_relaxed); }
+// A thread that has a shard of its own needs no locked instruction.
+void add(std::atomic<uint64_t>& counter, uint64_t amount, bool own) {
+  if (own) {
+    counter.store(counter.load(std::memory_order_relaxed) + amount, std::memory_order_relaxed);
+  } else {
+    counter.fetch_add(amount, std::memory_order_relaxed);
+  }
+}
 
 // The edge (DESIGN law 5): stores below assert what is refused here.
 int refused(const Geometry& geometry, const Request& request) {
@@ -59,20 +66,23 @@ void Device::submit(Request& request) {
 }
 
 void Device::count(const Request& request) {
-  Shard& shard = shards_[thread_number() % kShards];
-  if (request.error != 0) return add(shard.errors, 1);
+  // The last shard is for all the threads that came too late for one of their own.
+  const unsigned number = thread_number();
+  const bool own = number < kShards - 1;
+  Shard& shard = shards_[own ? number : kShards - 1];
+  if (request.error != 0) return add(shard.errors, 1, own);
   switch (request.command) {
     case Command::kRead:
-      add(shard.reads, 1);
-      add(shard.read_bytes, request.length);
+      add(shard.reads, 1, own);
+      add(shard.read_bytes, request.length, own);
       break;
     case Command::kWrite:
-      add(shard.writes, 1);
-      add(shard.write_bytes, request.length);
+      add(shard.writes, 1, own);
+      add(shard.write_bytes, request.length, own);
       break;
-    case Command::kFlush: add(shard.flushes, 1); break;
+    case Command::kFlush: add(shard.flushes, 1, own); break;
     case Command::kTrim:
-    case Command::kWriteZeroes: add(shard.trims, 1); break;
+    case Command::kWriteZeroes: add(shard.trims, 1, own); break;
   }
 }
 

@@ -14,6 +14,8 @@ struct Geometry {
   uint64_t size_bytes = 0;
   bool read_only = false;
   bool can_trim = false;
+  // Writes end inside submit(): their data needs to be stable no longer than that.
+  bool writes_inline = false;
 };
 
 // Since the device was opened. A failed request counts as an error and moves no bytes.
@@ -58,7 +60,7 @@ class Device {
   struct alignas(64) Shard {
     std::atomic<uint64_t> reads{0}, writes{0}, flushes{0}, trims{0}, read_bytes{0}, write_bytes{0}, errors{0};
   };
-  static constexpr size_t kShards = 16;
+  static constexpr size_t kShards = 32;
   void count(const Request& request);
 
   Geometry geometry_;

@@ -31,21 +31,28 @@ struct Op : coro::Runnable {
     result = value;
     return true;
   }
-  bool begin() {
+  // owner_count: how many operations are in flight on the object that this one is started on; may be null.
+  bool begin(uint32_t* owner_count = nullptr) {
     NETBLK_CHECK(!in_flight && !queued, "an operation is started while it is in flight");
     in_flight = true;
+    owner_count_ = owner_count;
+    if (owner_count_ != nullptr) ++*owner_count_;
     return false;
   }
   // Called by the loop when it reaps the completion; queues `run`.
   void complete(int32_t value) {
     NETBLK_CHECK(in_flight, "an operation completes twice");
     in_flight = false;
+    if (owner_count_ != nullptr) --*owner_count_;
     result = value;
     coro::ReadyQueue::current().push(*this);
   }
 
  protected:
   ~Op() { NETBLK_CHECK(!in_flight && !queued, "an operation is destroyed while it is in flight"); }
+
+ private:
+  uint32_t* owner_count_ = nullptr;
 };
 
 // Awaits an operation that `start(Op&)` begins: `const int result = co_await io::await([&](Op& op) { ... });`

@@ -16,10 +16,10 @@ void set_nonblocking(int fd, bool on) {
   NETBLK_CHECK(flags >= 0 && ::fcntl(fd, F_SETFL, wanted) == 0, "cannot change a descriptor's O_NONBLOCK");
 }
 
-void set_reset_on_close(int fd) {
-  const linger now{.l_onoff = 1, .l_linger = 0};
-  // Fails on sockets that know no RST (unix): the close is then a plain one.
-  (void)::setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+void abort_now(int fd) {
+  // A shutdown would say FIN first, and the RST of the close would come too late: dissolving the association says RST.
+  const sockaddr nobody{.sa_family = AF_UNSPEC, .sa_data = {}};
+  if (::connect(fd, &nobody, sizeof nobody) != 0) ::shutdown(fd, SHUT_RDWR);
 }
 
 msghdr gathered(std::span<const iovec> parts) {

@@ -15,8 +15,9 @@ namespace netblk::io {
 
 void set_nonblocking(int fd, bool on);
 
-// Makes the close that follows send RST: pending data is thrown away.
-void set_reset_on_close(int fd);
+// Ends a connection at once, with RST where the transport knows it: what is in flight on it fails, what was not
+// delivered is thrown away, and the peer reads ECONNRESET.
+void abort_now(int fd);
 
 // A send that does not wait: bytes sent, or a negative errno value (-EAGAIN when nothing fits).
 int32_t send_now(int fd, std::span<const iovec> parts);

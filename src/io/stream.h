@@ -34,7 +34,7 @@ class Stream {
   // Ends only the writing half: the peer sees the end of the stream after what was sent.
   virtual void shutdown_write() = 0;
 
-  // shutdown(), and the close that follows sends RST instead of FIN, where the transport knows it.
+  // As shutdown(), and the peer sees a reset (TCP RST) where the transport knows it, instead of an orderly end.
   virtual void abort() = 0;
 };
 

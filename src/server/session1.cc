@@ -119,8 +119,18 @@ coro::Task<void> Session1::read_loop() {
         receive_deadline_ms_ = 0;
         continue;
       }
+      if (writes && end_ - begin_ >= length && export_->device().geometry().writes_inline) {
+        // The device copies the data before submit() returns: it can do so from where the data arrived.
+        slot.data = receive_ + begin_;
+        begin_ += length;
+        receive_deadline_ms_ = 0;
+        ++tail_;
+        submit(slot, request);
+        continue;
+      }
       held_bytes_ += length;
       slot.buffer = context_.buffers.take(length);
+      slot.data = slot.buffer.data();
       if (writes) {
         const uint32_t here = std::min(end_ - begin_, length);
         std::memcpy(slot.buffer.data(), receive_ + begin_, here);
@@ -195,16 +205,16 @@ coro::Task<bool> Session1::skip_data(uint32_t length) {
   co_return true;
 }
 
-// Leaves at least a header's length free behind end_. A client that fills the small buffer gets a large one, and gives
-// it back when it has nothing in flight.
+// Leaves at least a header's length free behind end_. What does not fit into the small buffer moves on in a large one,
+// until all of that is decoded: the receive that a quiet connection waits in uses the small one.
 void Session1::make_receive_place() {
   const uint32_t kept = end_ - begin_;
-  if (end_ == capacity_ && busy_.data() == nullptr) {
+  if (kept != 0 && end_ == capacity_ && busy_.data() == nullptr) {
     busy_ = context_.buffers.take(limits::kReceiveBusyBytes);
     std::memcpy(busy_.data(), receive_ + begin_, kept);
     receive_ = busy_.data();
     capacity_ = limits::kReceiveBusyBytes;
-  } else if (kept == 0 && busy_.data() != nullptr && head_ == tail_) {
+  } else if (kept == 0 && busy_.data() != nullptr) {
     busy_.reset();
     receive_ = idle_.get();
     capacity_ = limits::kReceiveIdleBytes;
@@ -262,7 +272,6 @@ void Session1::submit(Slot& slot, const Request1& request) {
   slot.fua = true;  // every WRITE is durable before its OK
   slot.offset = request.sector * NETBLK_SECTOR_SIZE;
   slot.length = request.length_bytes;
-  slot.data = slot.buffer.data();
   slot.abandoned = &gone_;
   slot.answered = false;
   ++in_device_;
@@ -275,7 +284,7 @@ void Session1::answer(Slot& slot, int error) {
   slot.error = error;
   slot.status = error == 0 ? std::byte{NETBLK1_STATUS_OK} : std::byte{NETBLK1_STATUS_ERROR};
   slot.answered = true;
-  if (error != 0 && ++failed_ <= kLoggedFailures && slot.buffer.data() != nullptr)
+  if (error != 0 && ++failed_ <= kLoggedFailures && error != EINVAL)
     log_warning("{}: {} of {} bytes at offset {} failed: {}", name_, block::command_text(slot.command), slot.length,
                 slot.offset, errno_text(error));
   if (&slot == &slot_at(head_)) answered_.set();
@@ -297,7 +306,7 @@ size_t Session1::gather(std::span<iovec> parts, size_t& replies) {
     Slot& slot = slot_at(head_ + replies);
     if (!slot.answered) break;
     parts[used++] = {&slot.status, NETBLK1_STATUS_SIZE};
-    const bool carries_data = slot.buffer.data() != nullptr && slot.command == Command::kRead && slot.error == 0;
+    const bool carries_data = slot.error == 0 && slot.command == Command::kRead;
     if (carries_data) parts[used++] = {slot.buffer.data(), slot.buffer.size_bytes()};
     ++replies;
   }

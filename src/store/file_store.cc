@@ -31,9 +31,10 @@ FileStore::FileStore(const block::Geometry& geometry, std::unique_ptr<io::File> 
   NETBLK_CHECK(direct_ == nullptr || direct_alignment_ > 0, "direct I/O without an alignment");
 }
 
-io::File& FileStore::file_for(const Request& request) const {
-  if (direct_ == nullptr || request.data == nullptr) return *buffered_;
-  const uint64_t bits = request.offset | request.length | reinterpret_cast<uintptr_t>(request.data);
+// Of what is left to move: the rest of a short move may be aligned no more.
+io::File& FileStore::file_for(uint64_t offset, uint64_t length, const std::byte* data) const {
+  if (direct_ == nullptr || data == nullptr) return *buffered_;
+  const uint64_t bits = offset | length | reinterpret_cast<uintptr_t>(data);
   return bits % direct_alignment_ == 0 ? *direct_ : *buffered_;
 }
 
@@ -77,10 +78,11 @@ bool FileStore::begin_operation(Request& request) {
   const uint64_t at = request.offset + held.progress;
   const uint64_t left = request.length - held.progress;
   if (held.phase == kPunching) return buffered_->punch_hole(loop, held.op, request.offset, request.length);
-  io::File& file = file_for(request);
+  std::byte* const data = request.data == nullptr ? nullptr : request.data + held.progress;
+  io::File& file = file_for(at, left, data);
   switch (request.command) {
-    case Command::kRead: return file.read(loop, held.op, {request.data + held.progress, left}, at);
-    case Command::kWrite: return file.write(loop, held.op, {request.data + held.progress, left}, at);
+    case Command::kRead: return file.read(loop, held.op, {data, left}, at);
+    case Command::kWrite: return file.write(loop, held.op, {data, left}, at);
     default:
       return file.write(loop, held.op, {kZeroes.data(), static_cast<size_t>(std::min<uint64_t>(left, kZeroes.size()))},
                         at);

@@ -50,7 +50,7 @@ class FileStore : public block::Device {
   enum Phase : uint8_t { kMoving, kPunching };
 
   static FileStore& of(const block::Request& request) { return static_cast<FileStore&>(*request.held.owner); }
-  io::File& file_for(const block::Request& request) const;
+  io::File& file_for(uint64_t offset, uint64_t length, const std::byte* data) const;
   void drive(block::Request& request);
   bool begin_operation(block::Request& request);
   bool absorb(block::Request& request, int32_t result);

@@ -15,7 +15,7 @@ void finish_at_home(block::Request& request) { std::move(request.held.completion
 }  // namespace
 
 GroupSync::Kick::Kick(GroupSync& owner)
-    : Runnable([](Runnable& self) {
+    : Posted([](Runnable& self) {
         GroupSync& group = static_cast<Kick&>(self).sync;
         group.start(*group.sync_loop_);
       }),
@@ -38,8 +38,8 @@ void GroupSync::join(block::Request& request) {
     waiting_ = &request;
     if (scheduled_) return;
     scheduled_ = true;
-    sync_loop_ = request.loop;
   }
+  sync_loop_ = request.loop;
   // At the end of the ready queue: everything that this round of completions writes joins the same sync.
   coro::ReadyQueue::current().push(kick_);
 }
@@ -60,13 +60,21 @@ void GroupSync::ended(int32_t result) {
               errno_text(-result));
   block::Request* answered = std::exchange(running_, nullptr);
   io::Loop& here = *sync_loop_;
-  bool more;
+  io::Loop* next_loop = nullptr;
   {
     const std::lock_guard lock(mutex_);
-    more = waiting_ != nullptr;
-    scheduled_ = more;
+    scheduled_ = waiting_ != nullptr;
+    // On the loop of one that waits, which cannot end before its request has: this one may have no more work.
+    if (scheduled_) next_loop = waiting_->loop;
   }
-  if (more) coro::ReadyQueue::current().push(kick_);
+  if (next_loop != nullptr) {
+    sync_loop_ = next_loop;
+    if (next_loop == &here) {
+      coro::ReadyQueue::current().push(kick_);
+    } else {
+      next_loop->post(kick_);
+    }
+  }
   // Oldest first.
   block::Request* ordered = nullptr;
   while (answered != nullptr) {

@@ -29,7 +29,7 @@ class GroupSync {
   uint64_t syncs() const { return syncs_.load(std::memory_order_relaxed); }
 
  private:
-  struct Kick : coro::Runnable {
+  struct Kick : io::Posted {
     explicit Kick(GroupSync& owner);
     GroupSync& sync;
   };
@@ -45,7 +45,7 @@ class GroupSync {
   block::Request* waiting_ = nullptr;  // joined since the running sync began; newest first
   bool scheduled_ = false;             // a sync is queued on some loop, or runs
   block::Request* running_ = nullptr;  // those that the running sync answers; its loop's thread only
-  io::Loop* sync_loop_ = nullptr;      // the loop of the sync that is scheduled
+  io::Loop* sync_loop_ = nullptr;      // of the sync that is scheduled; set by the one who scheduled it
   Kick kick_;
   SyncOp op_;
   std::atomic<bool> poisoned_{false};

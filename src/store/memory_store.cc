@@ -3,12 +3,14 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
+#include <mutex>
 #include <utility>
 
 #include "base/parse.h"
-#include "store/write_order.h"
 
 namespace netblk::store {
 
@@ -18,32 +20,40 @@ using block::Request;
 
 namespace {
 
+// Every request ends inside submit(). Overlapping changes of several threads run one after another: a change holds the
+// locks of all the stripes that it touches, taken in the order of their numbers.
 class MemoryStore final : public block::Device {
  public:
   MemoryStore(std::byte* data, uint64_t size_bytes)
-      : Device({.size_bytes = size_bytes, .can_trim = true}), data_(data) {}
+      : Device({.size_bytes = size_bytes, .can_trim = true, .writes_inline = true}), data_(data) {}
   ~MemoryStore() override { ::munmap(data_, geometry().size_bytes); }
 
  protected:
   void start(Request& request, Completion completion) override {
-    request.held.completion = std::move(completion);
-    request.held.owner = this;
-    if (!request.modifies()) {
-      if (request.command == Command::kRead)
-        std::memcpy(request.data, data_ + request.offset, request.length);
-      return std::move(request.held.completion).finish(0);
+    int error = 0;
+    if (request.command == Command::kRead) {
+      std::memcpy(request.data, data_ + request.offset, request.length);
+    } else if (request.modifies()) {
+      const uint64_t first = request.offset / kStripeBytes;
+      const uint64_t count = std::min((request.offset + request.length - 1) / kStripeBytes - first + 1, kStripes);
+      each_stripe(first, count, [](std::mutex& stripe) { stripe.lock(); });
+      error = request.is_abandoned() ? ECANCELED : apply(request);
+      each_stripe(first, count, [](std::mutex& stripe) { stripe.unlock(); });
     }
-    if (order_.acquire(request, [](Request& granted) {
-          static_cast<MemoryStore*>(granted.held.owner)->change(granted);
-        }))
-      change(request);
+    std::move(completion).finish(error);
   }
 
  private:
-  void change(Request& request) {
-    const int error = request.is_abandoned() ? ECANCELED : apply(request);
-    order_.release(request);
-    std::move(request.held.completion).finish(error);
+  static constexpr uint64_t kStripes = 64;
+  static constexpr uint64_t kStripeBytes = 1u << 20;
+
+  // Stripes first to first + count - 1, modulo their number, by number: the wrapped ones come first.
+  template <class Action>
+  void each_stripe(uint64_t first, uint64_t count, Action action) {
+    const uint64_t start = first % kStripes;
+    const uint64_t wrapped = start + count > kStripes ? start + count - kStripes : 0;
+    for (uint64_t i = 0; i < wrapped; ++i) action(stripes_[i]);
+    for (uint64_t i = start; i < std::min(start + count, kStripes); ++i) action(stripes_[i]);
   }
 
   int apply(const Request& request) {
@@ -66,12 +76,13 @@ class MemoryStore final : public block::Device {
   }
 
   std::byte* data_;
-  WriteOrder order_;
+  std::array<std::mutex, kStripes> stripes_;
 };
 
 class NullStore final : public block::Device {
  public:
-  explicit NullStore(uint64_t size_bytes) : Device({.size_bytes = size_bytes, .can_trim = true}) {}
+  explicit NullStore(uint64_t size_bytes)
+      : Device({.size_bytes = size_bytes, .can_trim = true, .writes_inline = true}) {}
 
  protected:
   void start(Request& request, Completion completion) override {

@@ -15,6 +15,7 @@
 
 #include "base/limits.h"
 #include "base/parse.h"
+#include "io/socket.h"
 #include "store/file_store.h"
 
 namespace netblk::store {
@@ -104,7 +105,9 @@ uint32_t direct_alignment(int fd) {
 Result<std::unique_ptr<block::Device>> open_file_store(io::Backend& backend, const FileOptions& options) {
   const int access = options.read_only ? O_RDONLY : O_RDWR;
   const int create = options.size_bytes > 0 && !options.read_only ? O_CREAT : 0;
-  io::UniqueFd fd(::open(options.path.c_str(), access | create | O_CLOEXEC, 0600));
+  // O_NONBLOCK: the open of a FIFO does not wait for its other end, and the FIFO is then refused in words. It means
+  // nothing to files and block devices.
+  io::UniqueFd fd(::open(options.path.c_str(), access | create | O_CLOEXEC | O_NONBLOCK, 0600));
   if (!fd.valid()) {
     const int error = errno;
     if (error == ENOENT && options.read_only)
@@ -118,6 +121,7 @@ Result<std::unique_ptr<block::Device>> open_file_store(io::Backend& backend, con
   if (auto locked = lock(fd.get(), options); !locked) return std::move(locked).error();
   auto size = size_of(fd.get(), options);
   if (!size) return std::move(size).error();
+  io::set_nonblocking(fd.get(), false);
 
   io::UniqueFd direct_fd;
   if (options.direct) {

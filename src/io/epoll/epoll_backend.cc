@@ -136,10 +136,7 @@ class EpollStream final : public Stream, private Watched {
   void shutdown() override { ::shutdown(fd_.get(), SHUT_RDWR); }
   void shutdown_read() override { ::shutdown(fd_.get(), SHUT_RD); }
   void shutdown_write() override { ::shutdown(fd_.get(), SHUT_WR); }
-  void abort() override {
-    set_reset_on_close(fd_.get());
-    shutdown();
-  }
+  void abort() override { abort_now(fd_.get()); }
 
  private:
   void retry() override {

@@ -30,9 +30,10 @@ constexpr std::array kNeeded = {
 class UringStream final : public Stream {
  public:
   UringStream(UringLoop& loop, UniqueFd fd) : loop_(loop), fd_(std::move(fd)) {}
+  ~UringStream() override { NETBLK_CHECK(in_flight_ == 0, "a stream is destroyed in use"); }
 
   bool recv(Op& op, std::span<std::byte> into) override {
-    io_uring_sqe& sqe = loop_.entry(op);
+    io_uring_sqe& sqe = loop_.entry(op, &in_flight_);
     io_uring_prep_recv(&sqe, fd_.get(), into.data(), into.size(), 0);
     // A connection with one request in flight never has data here: ask the kernel to wait first instead of trying.
     sqe.ioprio = IORING_RECVSEND_POLL_FIRST;
@@ -43,22 +44,20 @@ class UringStream final : public Stream {
     const int32_t sent = send_now(fd_.get(), parts);
     if (sent != -EAGAIN) return op.finish_now(sent);
     message_ = gathered(parts);
-    io_uring_prep_sendmsg(&loop_.entry(op), fd_.get(), &message_, MSG_NOSIGNAL);
+    io_uring_prep_sendmsg(&loop_.entry(op, &in_flight_), fd_.get(), &message_, MSG_NOSIGNAL);
     return false;
   }
 
   void shutdown() override { ::shutdown(fd_.get(), SHUT_RDWR); }
   void shutdown_read() override { ::shutdown(fd_.get(), SHUT_RD); }
   void shutdown_write() override { ::shutdown(fd_.get(), SHUT_WR); }
-  void abort() override {
-    set_reset_on_close(fd_.get());
-    shutdown();
-  }
+  void abort() override { abort_now(fd_.get()); }
 
  private:
   UringLoop& loop_;
   UniqueFd fd_;
   msghdr message_{};  // of the send in flight
+  uint32_t in_flight_ = 0;
 };
 
 // An accept in flight would keep the listening socket, and its port, alive until the ring of a killed process has been
@@ -72,6 +71,8 @@ class UringListener final : public Listener {
     NETBLK_CHECK(epoll_.valid() && ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd_.get(), &event) == 0,
                  "cannot watch a listening socket");
   }
+
+  ~UringListener() override { NETBLK_CHECK(accept_ == nullptr, "a listener is destroyed in use"); }
 
   bool accept(Op& op) override {
     NETBLK_CHECK(accept_ == nullptr, "two accepts on one listener");

@@ -77,8 +77,8 @@ std::string UringLoop::description() const {
   return "io_uring";
 }
 
-io_uring_sqe& UringLoop::entry(Op& op) {
-  op.begin();
+io_uring_sqe& UringLoop::entry(Op& op, uint32_t* owner_count) {
+  op.begin(owner_count);
   io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
   while (sqe == nullptr) {
     submit();

@@ -21,7 +21,8 @@ class UringLoop final : public Loop {
   std::string description() const override;
 
   // A submission entry that will complete `op`; never null. The caller fills it before anything else is started.
-  io_uring_sqe& entry(Op& op);
+  // owner_count: as Op::begin() has it.
+  io_uring_sqe& entry(Op& op, uint32_t* owner_count = nullptr);
 
  protected:
   void poll(int64_t timeout_ms) override;
