@@ -66,18 +66,25 @@ class Machine:
         cores = sorted(os.sched_getaffinity(0))
         self.pinned = not args.no_pin and len(cores) >= 2 and shutil.which("taskset") is not None
         self.server_core, self.client_core = (cores[0], cores[1]) if self.pinned else (None, None)
+        self.realtime = args.realtime
 
     def server(self, command):
-        return ["taskset", "-c", str(self.server_core)] + command if self.pinned else command
+        return self._on(self.server_core, command)
 
     def client(self, command):
-        return ["taskset", "-c", str(self.client_core)] + command if self.pinned else command
+        return self._on(self.client_core, command)
+
+    def _on(self, core, command):
+        if self.realtime:
+            command = ["chrt", "-f", "1"] + command
+        return ["taskset", "-c", str(core)] + command if self.pinned else command
 
     def words(self):
         cores = len(os.sched_getaffinity(0))
         where = (f"server pinned to core {self.server_core}, client to core {self.client_core}" if self.pinned
                  else "server and client not pinned")
-        return f"{cores} cores, Linux {platform.release()}, {where}"
+        before = ", both SCHED_FIFO" if self.realtime else ""
+        return f"{cores} cores, Linux {platform.release()}, {where}{before}"
 
 
 class Server:
@@ -447,6 +454,8 @@ def arguments():
     parser.add_argument("--tools", default=os.path.join(OUTPUT, "bench"), help="where bench_floor, bench_load, bench_sync_loop are")
     parser.add_argument("--data", help="directory for the files served (a temporary one)")
     parser.add_argument("--no-pin", action="store_true", help="do not pin to cores")
+    parser.add_argument("--realtime", action="store_true",
+                        help="chrt -f 1 for servers and clients: before all other work on a busy machine (root)")
     parser.add_argument("--json", metavar="FILE", help="write every measurement")
     args = parser.parse_args()
     unknown = [row for row in args.rows if row not in Bench.ROWS]
