@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstring>
@@ -145,7 +146,16 @@ struct Disk {
   std::mutex mutex;
   std::vector<Asked> log;  // without data
 
-  // nullopt: in no way answerable.
+  bool all(size_t from, size_t to, uint8_t value) {
+    const std::lock_guard lock(mutex);
+    return std::all_of(bytes.begin() + static_cast<std::ptrdiff_t>(from),
+                       bytes.begin() + static_cast<std::ptrdiff_t>(to),
+                       [value](std::byte byte) { return byte == std::byte{value}; });
+  }
+  std::vector<Asked> asked() {
+    const std::lock_guard lock(mutex);
+    return log;
+  }
   std::pair<uint8_t, std::vector<std::byte>> apply(const Asked& asked) {
     const std::lock_guard lock(mutex);
     log.push_back({asked.command, asked.sector, asked.length, {}});
@@ -205,9 +215,7 @@ struct Ask : block::Request {
     return std::make_unique<Ask>(what, at, size);
   }
   bool all(uint8_t value) const {
-    for (const std::byte byte : memory)
-      if (byte != std::byte{value}) return false;
-    return true;
+    return std::all_of(memory.begin(), memory.end(), [value](std::byte byte) { return byte == std::byte{value}; });
   }
 
   std::vector<std::byte> memory;
