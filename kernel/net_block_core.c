@@ -49,6 +49,8 @@ static bool netblk_same_addr(const struct netblk_addr *a,
 
 void netblk_kick(struct netblk_device *nd)
 {
+	/* what the thread is to see comes before the bit */
+	smp_mb__before_atomic();
 	set_bit(NETBLK_KICKED, &nd->flags);
 	/* wq_has_sleeper() has the barrier between the bit and the sleeper. */
 	if (wq_has_sleeper(&nd->wait))
@@ -242,7 +244,7 @@ static void netblk_give_up(struct netblk_device *nd, const char *limit)
  */
 static void netblk_lost(struct netblk_device *nd, int error)
 {
-	unsigned long now = jiffies;
+	unsigned long now = jiffies, quiet_until = now;
 	struct netblk_cmd *cmd;
 	struct netblk_conn *nc;
 	unsigned int carried = 0;
@@ -254,12 +256,16 @@ static void netblk_lost(struct netblk_device *nd, int error)
 
 	/*
 	 * The clock and the tries start over when the last loss was made good:
-	 * by an answer (netblk_service), or by a connection that stayed up with
-	 * nothing to do.
+	 * by an answer (netblk_service), or by a connection that stayed up for
+	 * the dead time with nothing to do.
 	 */
-	if (!nd->dead || (list_empty(&again) &&
-			  time_after_eq(now, nc->up_at +
-					netblk_ms(&nd->dead_time_ms)))) {
+	spin_lock(&nd->lock);
+	if (nd->active)
+		quiet_until = nd->busy_since;
+	spin_unlock(&nd->lock);
+	if (!nd->dead ||
+	    time_after_eq(quiet_until,
+			  nc->up_at + netblk_ms(&nd->dead_time_ms))) {
 		nd->dead = true;
 		nd->dead_since = now;
 		nd->tries = 0;
