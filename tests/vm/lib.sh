@@ -9,6 +9,8 @@ scratch=/tmp/netblk-case; mkdir -p "$scratch" "$mnt"
 # NETBLK_SERVER chooses: netblk_server when it is built, or the one that others might have written
 netblk_server=${NETBLK_SERVER:-$NETBLK_OUT/netblk_server}
 [ -x "$netblk_server" ] || netblk_server=$vm/simple_server.py
+only=${1:-.} ROUNDS=${2:-}
+[ -n "$only" ] || only=.
 t_failed=0 t_count=0
 
 tell() { echo "# $*"; }
@@ -17,6 +19,7 @@ skip() { echo "$*" > "$scratch/reason"; exit 77; }
 
 t() {
 	local name=$1 status; shift
+	[[ $name =~ $only ]] || return 0
 	rm -f "$scratch/reason"; t_count=$((t_count+1))
 	( set -eE; trap 'r=$?; [ -s "$scratch/reason" ] || echo "status $r of: $BASH_COMMAND (${BASH_SOURCE[0]##*/}:$LINENO)" > "$scratch/reason"' ERR; "$@" ) > "$scratch/log" 2>&1
 	status=$?
@@ -50,7 +53,7 @@ hostile() {
 }
 kill_server() { kill -KILL "${1:-$server_pid}"; wait "${1:-$server_pid}" 2>/dev/null || true; }
 # background COMMAND...: ended at the end of the test
-background() { "$@" & echo $! >> "$scratch/pids"; }
+background() { (set +eE; trap - ERR; "$@") & echo $! >> "$scratch/pids"; }
 
 # ---- the driver ----
 

@@ -6,7 +6,7 @@ blackhole() {
 	[ -e /sys/class/net/hole ] || { modprobe dummy numdummies=0; ip link add hole type dummy; ip addr add 10.99.0.1/24 dev hole; ip link set hole up; }
 	ip neigh replace 10.99.0.2 lladdr 02:00:00:00:00:02 dev hole
 }
-reader() { dd if=/dev/netblk of=/dev/null bs=4096 count=1 iflag=direct status=none; }
+reader() { dd if=/dev/netblk of=/dev/null bs=4096 count=1 skip=512 iflag=direct status=none; }
 
 dead_server() {
 	within 20 insmod "$NETBLK_MODULES/net_block_driver.ko" server_ip=127.0.0.1

@@ -2,7 +2,7 @@
 # Servers that break the protocol (K2, K3, K4): right bytes or EIO; never stale memory, never a false success; the
 # device can always be disconnected and unloaded, and serves again with an honest server.
 . "$NETBLK_ROOT/tests/vm/lib.sh"
-quick="io_timeout_ms=500 connect_timeout_ms=100 dead_time_ms=2500 max_retries=1000"
+quick="io_timeout_ms=500 connect_timeout_ms=100 dead_time_ms=1200 max_retries=1000"
 file=$scratch/disk-h
 
 allowed() { local got=$1 word; shift; for word in "$@"; do [ "$got" != "$word" ] || return 0; done; return 1; }
@@ -16,7 +16,7 @@ always() {
 	[ "$(state)" = connected ] || { disconnect; connect 2>/dev/null || true; }
 	for got in $(within 120 "$vm/dio.py" write /dev/netblk 1056768 4096 1 2); do allowed "$got" $writes || fail "a write ended with $got, allowed: $writes"; done
 	kill_server; serve 10809 "$file" 4
-	disconnect; connect
+	disconnect; attr io_timeout_ms 5000; attr dead_time_ms 15000; connect
 	expect "$("$vm/dio.py" read /dev/netblk "$file" 65536 65536 4 | sort -u)" same "reads from an honest server, afterwards"
 	unload
 }
