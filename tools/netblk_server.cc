@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // netblk_server: serves block devices (DESIGN 5).
 #include <malloc.h>
+#include <sys/resource.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -68,7 +69,7 @@ Result<server::Config> original_form(const std::vector<std::string>& words) {
   server::ExportConfig served;
   served.store = fmt::format("file:{}?size={}M", escaped(words[1]), *size_mib);
   config.exports.push_back(std::move(served));
-  config.listens.push_back({"netblk://", "", static_cast<uint16_t>(*port)});
+  config.listens.push_back({.uri = "netblk://", .host = "", .port = static_cast<uint16_t>(*port)});
   return config;
 }
 
@@ -95,7 +96,16 @@ Result<std::unique_ptr<io::Backend>> choose_backend(const std::string& wanted) {
   return io::make_epoll_backend(kFileThreads);
 }
 
+// Each connection is a descriptor: take all that the system lets this process have.
+void raise_descriptor_limit() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = std::min<rlim_t>(limit.rlim_max, rlim_t{limits::kMaxConnections} * 2);
+  (void)::setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 int serve(const Arguments& arguments, const server::Config& config) {
+  raise_descriptor_limit();
   auto backend = choose_backend(arguments.io);
   if (!backend) return fail(kFailed, backend.error().message);
   const io::SteadyClock clock;
@@ -187,8 +197,8 @@ int run(int argc, char** argv) {
     return fail(kMalformed, "nothing to export; usage: netblk_server PORT FILE SIZE_MB, or netblk_server --export NAME=STORE; "
                             "see --help");
   if (config.listens.empty()) {
-    config.listens.push_back({"netblk://127.0.0.1:10809", "127.0.0.1", 10809});
-    config.listens.push_back({"netblk://[::1]:10809", "::1", 10809});
+    config.listens.push_back({.uri = "netblk://127.0.0.1:10809", .host = "127.0.0.1", .port = 10809});
+    config.listens.push_back({.uri = "netblk://[::1]:10809", .host = "::1", .port = 10809, .optional = true});
   }
   return serve(arguments, config);
 }

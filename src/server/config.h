@@ -42,6 +42,8 @@ struct ListenConfig {
   std::string uri;
   std::string host;  // empty: every address
   uint16_t port = 0;
+  // Left out, with a line in the log, where the machine does not have this family of addresses.
+  bool optional = false;
 };
 
 // netblk://HOST:PORT. Other schemes are refused by name.

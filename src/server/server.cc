@@ -62,6 +62,10 @@ Status Server::open(const Config& config) {
   // Addresses first: a port in use is said before a store is created or waited for.
   for (const ListenConfig& listen : config.listens) {
     auto fd = transport::tcp_listen(listen.host, listen.port);
+    if (!fd && listen.optional && (fd.error().code == EAFNOSUPPORT || fd.error().code == EADDRNOTAVAIL)) {
+      log_info("{}; not listening there", fd.error().message);
+      continue;
+    }
     if (!fd) return std::move(fd).error();
     auto address = transport::local_address(fd.value().get());
     if (!address) return std::move(address).error();

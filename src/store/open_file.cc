@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <filesystem>
 #include <fstream>
 #include <sstream>
 
@@ -67,6 +68,18 @@ Status lock(int fd, const FileOptions& options) {
   return Ok{};
 }
 
+// A new or grown file is durable, its name included, before the first write is: otherwise an answered write could be
+// lost with the file.
+Status make_durable(int fd, const std::string& path) {
+  if (::fsync(fd) != 0) return make_error(errno, "cannot sync {}: {}", path, errno_text(errno));
+  const std::string folder = std::filesystem::absolute(path).parent_path().string();
+  const io::UniqueFd folder_fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  // A folder that may be searched but not read cannot be synced; some file systems sync none.
+  if (folder_fd.valid() && ::fsync(folder_fd.get()) != 0 && errno != EINVAL)
+    return make_error(errno, "cannot sync {}: {}", folder, errno_text(errno));
+  return Ok{};
+}
+
 Result<uint64_t> size_of(int fd, const FileOptions& options) {
   struct stat status;
   if (::fstat(fd, &status) != 0) return make_error(errno, "cannot stat {}: {}", options.path, errno_text(errno));
@@ -83,6 +96,7 @@ Result<uint64_t> size_of(int fd, const FileOptions& options) {
       if (::ftruncate(fd, static_cast<off_t>(options.size_bytes)) != 0)
         return make_error(errno, "cannot grow {} to {}: {}", options.path, size_text(options.size_bytes),
                           errno_text(errno));
+      if (auto durable = make_durable(fd, options.path); !durable) return std::move(durable).error();
       size = options.size_bytes;
     }
   } else {
