@@ -196,7 +196,7 @@ def test_attach_read_write_detach(t):
     d.close()
     a.detach()
     left = subprocess.run(["losetup", "-a"], capture_output=True, text=True).stdout
-    check(a.dev not in left, f"the loop device is left behind: {left!r}")
+    check(a.dev + ":" not in left, f"the loop device is left behind: {left!r}")
     suite.wait_until(lambda: not s.connections, 5, "the connection ends with the device")
 
 
