@@ -74,7 +74,7 @@ class Server:
         self.err_path = case.tmp / f"server-{_serial}.err.log"
         with open(self.out_path, "wb") as out, open(self.err_path, "wb") as err:
             self.proc = subprocess.Popen(self.args, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-                                         env={**os.environ, **(env or {})}, start_new_session=True)
+                                         env={**os.environ, **(env or {})})
         self.pid = self.proc.pid
         case.defer(self.kill)
         if ready:

@@ -130,6 +130,10 @@ def _alarm(*_):
     raise TestTimeout()
 
 
+def _end(*_):
+    raise KeyboardInterrupt  # the running test cleans up after itself
+
+
 def main(name):
     args = sys.argv[1:]
     verbose = "-v" in args
@@ -144,6 +148,7 @@ def main(name):
         print("no test has such a name", file=sys.stderr)
         return 1
     signal.signal(signal.SIGALRM, _alarm)
+    signal.signal(signal.SIGTERM, _end)
     passed = failed = skipped = 0
     for tname, fn, timeout in tests:
         case = Case(tname)
