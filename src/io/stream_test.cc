@@ -308,6 +308,32 @@ coro::Task<void> shutdown_read_only(StreamTest& t, FdPair fds) {
 TEST_P(StreamTest, ShutdownReadEndsOnlyReceivingUnix) { run(shutdown_read_only(*this, unix_pair())); }
 TEST_P(StreamTest, ShutdownReadEndsOnlyReceivingTcp) { run(shutdown_read_only(*this, tcp_pair())); }
 
+coro::Task<void> shutdown_write_only(StreamTest& t, FdPair fds) {
+  const auto stream = t.loop().make_stream(std::move(fds.ours));
+  const std::array parts = {part_of("the last reply")};
+  const int32_t sent = co_await send(*stream, parts);
+  EXPECT_EQ(sent, 14);
+  std::array<std::byte, 64> buffer{};
+  int32_t result = -1;
+  coro::Scope scope;
+  scope.spawn(receive_into(*stream, buffer, result));
+  co_await settle();
+  stream->shutdown_write();
+  std::array<char, 64> got{};
+  EXPECT_EQ(::recv(fds.peer.get(), got.data(), got.size(), 0), 14) << "what was sent before is not thrown away";
+  EXPECT_EQ(::recv(fds.peer.get(), got.data(), got.size(), 0), 0);
+  const int32_t refused = co_await send(*stream, parts);
+  EXPECT_EQ(refused, -EPIPE);
+  co_await settle();
+  EXPECT_EQ(result, -1) << "receiving ended too";
+  write_all(fds.peer.get(), "still here");
+  co_await scope.join();
+  EXPECT_EQ(result, 10);
+}
+
+TEST_P(StreamTest, ShutdownWriteEndsOnlySendingUnix) { run(shutdown_write_only(*this, unix_pair())); }
+TEST_P(StreamTest, ShutdownWriteEndsOnlySendingTcp) { run(shutdown_write_only(*this, tcp_pair())); }
+
 coro::Task<void> aborted(StreamTest& t, bool recv_in_flight, ssize_t& got, int& error) {
   FdPair fds = tcp_pair();
   auto stream = t.loop().make_stream(std::move(fds.ours));
@@ -347,6 +373,25 @@ coro::Task<void> abort_unix(StreamTest& t) {
 }
 
 TEST_P(StreamTest, AbortOfWhatKnowsNoResetIsAClose) { run(abort_unix(*this)); }
+
+coro::Task<void> abort_send(StreamTest& t) {
+  FdPair fds = tcp_pair();
+  const auto stream = t.loop().make_stream(std::move(fds.ours));
+  std::vector<std::byte> data(1 << 20);
+  const std::array<iovec, 1> parts = {iovec{data.data(), data.size()}};
+  TestOp op;
+  while (stream->send(op, parts)) {
+    EXPECT_GT(op.result, 0);
+    if (op.result <= 0) co_return;
+  }
+  co_await settle();
+  EXPECT_TRUE(op.in_flight);
+  stream->abort();
+  while (op.ends == 0) co_await test::NextRound{};
+  EXPECT_LT(op.result, 0);
+}
+
+TEST_P(StreamTest, AbortEndsASendInFlight) { run(abort_send(*this)); }
 
 coro::Task<void> destroy_in_use(StreamTest& t, TestOp& op, std::span<std::byte> buffer) {
   FdPair fds = unix_pair();
@@ -544,6 +589,27 @@ coro::Task<void> shutdown_accept(ListenerTest& t) {
 }
 
 TEST_P(ListenerTest, ShutdownEndsAnAcceptInFlight) { run(shutdown_accept(*this)); }
+
+coro::Task<void> accept_many(ListenerTest& t) {
+  sockaddr_in address;
+  const auto listener = t.loop().make_listener(test::listening_socket(address));
+  std::vector<UniqueFd> peers, accepted;
+  for (int i = 0; i < 100; ++i) peers.push_back(test::connected_to(address));
+  for (size_t i = 0; i < peers.size(); ++i) {
+    const int32_t fd = co_await accept(*listener);
+    EXPECT_GE(fd, 0);
+    accepted.emplace_back(fd);
+  }
+  int32_t result = -1;
+  coro::Scope scope;
+  scope.spawn(accept_one(*listener, result));
+  co_await settle();
+  EXPECT_EQ(scope.running(), 1u) << "one more than there were: " << result;
+  listener->shutdown();
+  co_await scope.join();
+}
+
+TEST_P(ListenerTest, TakesEachConnectionOfABurstOnce) { run(accept_many(*this)); }
 
 }  // namespace
 }  // namespace netblk::io

@@ -204,6 +204,38 @@ TEST_F(MemoryStore, OverlappingWritesOfTwoThreadsAreWhole) {
   EXPECT_TRUE(all(bytes, 1) || all(bytes, 2)) << "two writes are mixed";
 }
 
+TEST_F(MemoryStore, LongAndCrossingRangesOfManyThreadsDoNotLockEachOtherOut) {
+  constexpr uint64_t kBig = 300 << 20;
+  const auto device = make_memory_store(kBig).value();
+  const uint64_t seed = std::random_device{}();
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  std::atomic<int> errors{0};
+  std::vector<std::thread> threads;
+  for (uint64_t thread = 0; thread < 4; ++thread)
+    threads.emplace_back([&, thread] {
+      std::mt19937_64 random(seed + thread);
+      Slot slot(*loop_);
+      for (int i = 0; i < 500; ++i) {
+        const uint64_t offset = random() % kBig;
+        const uint64_t length = 1 + random() % (kBig - offset);
+        device->submit(slot.ask(Command::kTrim, offset, i % 4 == 0 ? length : std::min<uint64_t>(length, 3 << 20)));
+        errors += slot.error != 0;
+      }
+    });
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(errors, 0);
+}
+
+TEST_F(MemoryStore, AWriteAcrossManyMebibytesIsWhole) {
+  const auto device = make_memory_store(80 << 20).value();
+  Slot write(*loop_);
+  write.ask(Command::kWrite, (1 << 20) - 7, 70 << 20).fill(5);
+  EXPECT_EQ(ask(*device, write), 0);
+  EXPECT_TRUE(read(*device, (1 << 20) - 7, 70 << 20) == write.buffer);
+  EXPECT_TRUE(all(read(*device, 0, (1 << 20) - 7), 0));
+  EXPECT_TRUE(all(read(*device, (71 << 20) - 7, 4096), 0));
+}
+
 TEST_F(MemoryStore, MoreThanThereIsIsRefusedInWords) {
   const auto made = make_memory_store(uint64_t{1} << 62);
   ASSERT_FALSE(made.ok());

@@ -95,6 +95,11 @@ coro::Task<void> submit_many(io::Loop& loop, Device& device, int& errors) {
   }
 }
 
+TEST_F(Filter, ADelayDoesNotPromiseInlineWrites) {
+  EXPECT_TRUE(memory()->geometry().writes_inline);
+  EXPECT_FALSE(make_delay_filter(memory(), 1)->geometry().writes_inline);
+}
+
 TEST_F(Filter, DelayedRequestsWaitSideBySide) {
   const auto device = make_delay_filter(memory(), 5);
   int errors = 0;
@@ -125,6 +130,29 @@ TEST_F(Filter, FaultFailsTheChosenCommandsAndNoOthers) {
       const bool fails = std::find(row.failing.begin(), row.failing.end(), command) != row.failing.end();
       for (int i = 0; i < 3; ++i) EXPECT_EQ(simple(*device, command), fails ? EIO : 0) << block::command_text(command);
     }
+  }
+}
+
+TEST_F(Filter, AFailedFlushPoisonsAsARealSyncDoes) {
+  // Every second flush by chance: after the first failure no later one may be good.
+  const auto device = make_fault_filter(memory(), {.flushes = true, .one_in = 2, .seed = 3, .error = ENOSPC});
+  int good = 0;
+  while (simple(*device, Command::kFlush) == 0) ++good;
+  SCOPED_TRACE(std::to_string(good) + " were good before");
+  for (int i = 0; i < 20; ++i) {
+    EXPECT_EQ(simple(*device, Command::kFlush), EIO);
+    Slot durable(*loop_);
+    EXPECT_EQ(ask(*device, durable.ask(Command::kWrite, 0, 512, true)), EIO);
+  }
+  EXPECT_EQ(simple(*device, Command::kRead), 0);
+}
+
+TEST_F(Filter, AFlushFaultFailsDurableChangesToo) {
+  for (const Command command : {Command::kWrite, Command::kTrim, Command::kWriteZeroes}) {
+    const auto device = make_fault_filter(memory(), {.flushes = true, .error = ENOSPC});
+    EXPECT_EQ(simple(*device, command), 0) << block::command_text(command);
+    Slot durable(*loop_);
+    EXPECT_EQ(ask(*device, durable.ask(command, 0, 512, true)), ENOSPC) << block::command_text(command);
   }
 }
 
