@@ -57,6 +57,16 @@ def status_kib(pid, key):
     raise KeyError(key)
 
 
+def takes_sigterm(pid):
+    """Whether process `pid` has SIGTERM blocked (for a signalfd) or caught."""
+    try:
+        text = pathlib.Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    masks = [int(m, 16) for m in re.findall(r"^Sig(?:Blk|Cgt):\s*([0-9a-f]+)", text, re.M)]
+    return any(m >> (signal.SIGTERM - 1) & 1 for m in masks)
+
+
 class Server:
     """A running server.  `args` are its whole arguments but NETBLK_SERVER_ARGS."""
 
@@ -87,7 +97,8 @@ class Server:
                 raise AssertionError(f"server exited with status {self.proc.returncode} at start: "
                                      f"{self.log().strip()[-400:]}")
             have = {p for _, _, p in listening(pid or self.pid)}
-            return all(p in have for p in self.ports)
+            # It may listen before it takes signals: a test that ends it at once means a started server.
+            return all(p in have for p in self.ports) and takes_sigterm(self.pid)
         suite.wait_until(up, seconds, f"server listening on {self.ports}")
 
     def log(self):
