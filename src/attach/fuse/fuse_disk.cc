@@ -5,6 +5,7 @@
 #include <fuse_lowlevel.h>
 
 #include <fcntl.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -172,11 +173,15 @@ Status FuseDisk::Session::start() {
 
 FuseDisk::Session::~Session() {
   if (mounted_) {
-    fuse_session_exit(session_);
-    fuse_session_unmount(session_);
+    // Not by libfuse, which closes the descriptor first: the reader and late answers would then use its number, which
+    // may belong to another file by then.
+    if (::umount2(directory_.c_str(), MNT_DETACH | UMOUNT_NOFOLLOW) != 0)
+      log_warning("cannot unmount {}: {}", directory_, errno_text(errno));
     reader_.join();
     std::unique_lock lock(mutex_);
     freed_.wait(lock, [this] { return free_.size() == kSlots; });
+    lock.unlock();
+    fuse_session_unmount(session_);
   }
   if (session_ != nullptr) fuse_session_destroy(session_);
 }
