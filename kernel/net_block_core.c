@@ -25,7 +25,10 @@ enum netblk_op_kind {
 	NETBLK_OP_SHUTDOWN,
 };
 
-/* What a user asks of the thread. The asker may leave first, on a signal. */
+/*
+ * What a user asks of the thread. The asker may leave first, on a signal. The
+ * state is set before an operation ends: who is told finds it there.
+ */
 struct netblk_op {
 	struct list_head node;
 	refcount_t refs;
@@ -234,8 +237,8 @@ static void netblk_give_up(struct netblk_device *nd, const char *limit)
 	       netblk_name(nd), &nd->addr.ip, nd->addr.port, nd->tries,
 	       jiffies_to_msecs(jiffies - nd->dead_since), limit, nd->why,
 	       ERR_PTR(nd->error));
-	netblk_cancel_next(nd, -ETIMEDOUT);
 	netblk_fail_all(nd, NETBLK_STATE_ERROR);
+	netblk_cancel_next(nd, -ETIMEDOUT);
 }
 
 /*
@@ -364,7 +367,6 @@ static void netblk_try_failed(struct netblk_device *nd, int error)
 		nd->why = "cannot connect";
 		nd->error = error;
 	}
-	/* The state first: who is told of the failure must find it there. */
 	if (one_try)
 		netblk_fail_all(nd, NETBLK_STATE_ERROR);
 	netblk_cancel_next(nd, error);
@@ -473,8 +475,8 @@ static void netblk_op_disconnect(struct netblk_device *nd)
 {
 	bool was_up = nd->state != NETBLK_STATE_DISCONNECTED;
 
-	netblk_cancel_next(nd, -ECANCELED);
 	netblk_fail_all(nd, NETBLK_STATE_DISCONNECTED);
+	netblk_cancel_next(nd, -ECANCELED);
 	if (was_up)
 		pr_info_ratelimited("%s: disconnected\n", netblk_name(nd));
 }
