@@ -221,6 +221,8 @@ class LoopThread {
     call([this] { end(); });
     thread_.join();
   }
+  // After an end() that something else called.
+  void join() { thread_.join(); }
   // On its own thread: its main task ends, and the loop with it.
   void end() { stop_.set(); }
   void call(std::function<void()> function) {

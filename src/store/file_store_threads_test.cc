@@ -146,16 +146,22 @@ TEST_F(FileStoreThreads, AFailedSyncPoisonsForEveryLoop) {
 struct DiskThread {
   explicit DiskThread(FakeDisk& of) : disk(of) {}
   struct Completion : io::Posted {
-    explicit Completion(FakeDisk& of)
-        : Posted([](coro::Runnable& self) { static_cast<Completion&>(self).disk.release(); }), disk(of) {}
+    Completion(FakeDisk& of, const FakeDisk::Held& ended)
+        : Posted([](coro::Runnable& self) {
+            auto& message = static_cast<Completion&>(self);
+            message.one.op->complete(message.disk.perform(message.one));
+          }),
+          disk(of), one(ended) {}
     FakeDisk& disk;
+    FakeDisk::Held one;
   };
   void serve_one() {
     for (;; std::this_thread::yield()) {
       const std::lock_guard lock(disk.mutex);
       if (disk.held.empty()) continue;
-      sent.push_back(std::make_unique<Completion>(disk));
-      disk.held[0].loop->post(*sent.back());
+      sent.push_back(std::make_unique<Completion>(disk, disk.held.front()));
+      disk.held.pop_front();
+      sent.back()->one.loop->post(*sent.back());
       return;
     }
   }
@@ -183,6 +189,8 @@ TEST_F(FileStoreThreadsDeath, ALoopThatEndsDoesNotTakeTheNextSyncWithIt) {
         disk_thread.serve_one();  // answers A, which ends
         disk_thread.serve_one();  // answers B
         while (!done(*b_, on_b)) std::this_thread::yield();
+        a_->join();
+        b_->stop();
         ::_exit(on_b.error == 0 && disk_.count(Call::kDatasync) == 2 ? 0 : 1);
       },
       testing::ExitedWithCode(0), "");
@@ -252,7 +260,8 @@ TEST(FileStoreManyThreads, NoOverlappingWritesAreEverInTheFileAtOnce) {
   }
   for (bool busy = true; busy;) {
     busy = false;
-    for (size_t i = 0; i < threads.size(); ++i) threads[i]->call([&, i] { busy = busy || works[i]->scope.running() > 0; });
+    for (size_t i = 0; i < threads.size(); ++i)
+      threads[i]->call([&, i] { busy = busy || works[i]->scope.running() > 0; });
   }
   for (const auto& thread : threads) thread->stop();
   EXPECT_EQ(clashes, 0);
