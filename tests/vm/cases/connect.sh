@@ -56,6 +56,12 @@ K18_signal() {
 	within 10 bash -c "echo 1 > $sysfs/disconnect"
 	within 10 rmmod net_block_driver
 }
+# a signal that the writer handles (here SIGCHLD of a background job) is not the end of a connect
+K18_harmless_signal() {
+	blackhole; load; attr server_ip 10.99.0.2; attr connect_timeout_ms 2000
+	bash -c "trap : CHLD; (sleep 0.4) & echo 1 > $sysfs/connect" > "$scratch/said-connect" 2>&1 || true
+	grep -qi 'timed out' "$scratch/said-connect" || fail "connect said: $(cat "$scratch/said-connect")"
+}
 # SIGKILL of a process that waits for a server that does not answer: gone by the deadline, the device goes on
 K18_kill_reader() {
 	hostile 10809 "$scratch/disk" 100 silent; load io_timeout_ms=1000 dead_time_ms=4000
@@ -127,6 +133,7 @@ t load-tries-once one_try
 t load-blackhole load_blackhole
 t K1-disconnect-ends-a-blackholed-connect disconnect_ends_connect
 t K18-signal-ends-a-connect K18_signal
+t K18-handled-signal-does-not-end-a-connect K18_harmless_signal
 t K18-killed-reader K18_kill_reader
 t K8-busy K8_busy
 t K8-unload-with-a-dead-server K8_unload_dead
