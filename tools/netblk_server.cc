@@ -119,12 +119,13 @@ int serve(const Arguments& arguments, const server::Config& config) {
   const auto open = [&](const std::string& store, bool read_only) {
     return open_store(*backend.value(), store, read_only, lock_wait_ms);
   };
+  // Before the first listen: from there on a signal means a drain, not a sudden end.
+  server::Server::block_signals();
   server::Server server(*backend.value(), clock, open, options);
   if (auto opened = server.open(config); !opened)
     return fail(opened.error().code == EINVAL && arguments.config_path.empty() ? kMalformed : kFailed,
                 opened.error().message);
   lock_wait_ms = 0;
-  server::Server::block_signals();
   std::printf("netblk_server " NETBLK_VERSION "\n");
   for (const std::string& line : server.banner()) std::printf("  %s\n", line.c_str());
   std::fflush(stdout);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "store_spec.h"
 
+#include <signal.h>
+
 #include <cerrno>
 #include <cctype>
 #include <cstdio>
@@ -133,6 +135,11 @@ Result<std::unique_ptr<block::Device>> open_store(io::Backend& backend, const st
     file.on_wait = [](const std::string& words) {
       std::printf("%s\n", words.c_str());
       std::fflush(stdout);
+    };
+    file.stop_waiting = [] {
+      sigset_t pending;
+      return ::sigpending(&pending) == 0 &&
+             (::sigismember(&pending, SIGTERM) == 1 || ::sigismember(&pending, SIGINT) == 1);
     };
     if (const auto size_text = take(options, "size")) {
       auto size = device_size(*size_text, text);

@@ -186,12 +186,13 @@ void Server::wait_for_signals() {
     const timespec patience{.tv_sec = 1, .tv_nsec = 0};
     const int number = ::sigtimedwait(&set, &info, &patience);
     if (done_.load(std::memory_order_acquire)) return;
-    if (stopping && (number == SIGTERM || number == SIGINT || clock_.now_ms() >= give_up_at)) {
+    if (stopping && clock_.now_ms() >= give_up_at) {
       log_error("stopping at once: {} connections are not drained", connections_.load(std::memory_order_relaxed));
       ::_exit(1);
     }
-    if (number < 0) continue;
-    if (number != SIGHUP && !stopping) {
+    // The drain has its limit: asking for it again changes nothing.
+    if (number < 0 || stopping) continue;
+    if (number != SIGHUP) {
       stopping = true;
       give_up_at = clock_.now_ms() + limits::kDrainTimeoutMs;
     }

@@ -72,7 +72,9 @@ class FakeDisk {
 
   int count(Call call) {
     const std::lock_guard lock(mutex);
-    return static_cast<int>(std::count_if(seen.begin(), seen.end(), [call](const Seen& one) { return one.call == call; }));
+    int found = 0;
+    for (const Seen& one : seen) found += one.call == call;
+    return found;
   }
   size_t held_count() {
     const std::lock_guard lock(mutex);

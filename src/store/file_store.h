@@ -25,6 +25,8 @@ struct FileOptions {
   uint64_t lock_wait_ms = 0;
   // Told once, in words, when the wait begins. May be empty.
   std::function<void(const std::string&)> on_wait;
+  // Asked while it waits; true ends the wait with EINTR. May be empty.
+  std::function<bool()> stop_waiting;
 };
 
 // Opens, locks and sizes the file. The lock (flock; exclusive, or shared when read-only) keeps every second process,

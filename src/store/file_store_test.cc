@@ -128,7 +128,7 @@ coro::Task<void> fail_in_the_middle(FileStoreTest& t) {
   EXPECT_EQ(t.disk.count(Call::kWrite), 2) << "went on after an error";
   again.ask(Command::kWrite, 0, 4096).fill(2);
   const int written = co_await run_request(*t.store, again);
-  EXPECT_EQ(written, 0) << "the range of a failed write was not let go, or the store took a failed write for a failed sync";
+  EXPECT_EQ(written, 0) << "its range was not let go, or the store took a failed write for a failed sync";
   read.ask(Command::kRead, 0, 4096);
   const int got = co_await run_request(*t.store, read);
   EXPECT_EQ(got, EIO);
@@ -273,7 +273,8 @@ coro::Task<void> failed_sync(FileStoreTest& t, int32_t result) {
   const Slots later = make_slots(t.loop(), 3);
   for (size_t i = 0; i < 3; ++i) t.submit(batch[i]->ask(Command::kWrite, i * 4096, 4096, true).fill(1));
   co_await settle();
-  for (size_t i = 0; i < 3; ++i) t.submit(later[i]->ask(i == 0 ? Command::kFlush : Command::kWrite, i * 8192, 512, true));
+  for (size_t i = 0; i < 3; ++i)
+    t.submit(later[i]->ask(i == 0 ? Command::kFlush : Command::kWrite, i * 8192, 512, true));
   co_await settle();
   EXPECT_FALSE(t.store->poisoned());
   while (t.disk.held_count() > 0) {
@@ -492,7 +493,8 @@ class DirectStoreTest : public FileStoreTest {
  public:
   DirectStoreTest() {
     store = std::make_unique<FileStore>(block::Geometry{.size_bytes = kSize, .can_trim = true},
-                                        std::make_unique<FakeFile>(disk), std::make_unique<FakeFile>(direct), kAlignment);
+                                        std::make_unique<FakeFile>(disk), std::make_unique<FakeFile>(direct),
+                                        kAlignment);
   }
   FakeDisk direct{kSize};
   // Not in a coroutine's frame: g++ 12 does not align frames beyond what plain new gives.
@@ -506,8 +508,8 @@ coro::Task<void> choose_file(DirectStoreTest& t) {
     bool direct;
   };
   for (const Command command : {Command::kRead, Command::kWrite}) {
-    for (const Row& row : {Row{0, 512, 0, true}, Row{512, 1024, 512, true}, Row{1, 512, 0, false}, Row{512, 511, 0, false},
-                           Row{512, 512, 8, false}, Row{513, 513, 1, false}}) {
+    for (const Row& row : {Row{0, 512, 0, true}, Row{512, 1024, 512, true}, Row{1, 512, 0, false},
+                           Row{512, 511, 0, false}, Row{512, 512, 8, false}, Row{513, 513, 1, false}}) {
       t.disk.seen.clear();
       t.direct.seen.clear();
       Slot slot(t.loop());

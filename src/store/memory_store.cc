@@ -20,7 +20,7 @@ using block::Request;
 
 namespace {
 
-// Every request ends inside submit(). Overlapping changes of several threads run one after another: a change holds the
+// Every request ends inside submit(). Overlapping requests of several threads run one after another: each holds the
 // locks of all the stripes that it touches, taken in the order of their numbers.
 class MemoryStore final : public block::Device {
  public:
@@ -31,13 +31,11 @@ class MemoryStore final : public block::Device {
  protected:
   void start(Request& request, Completion completion) override {
     int error = 0;
-    if (request.command == Command::kRead) {
-      std::memcpy(request.data, data_ + request.offset, request.length);
-    } else if (request.modifies()) {
+    if (request.command != Command::kFlush) {
       const uint64_t first = request.offset / kStripeBytes;
       const uint64_t count = std::min((request.offset + request.length - 1) / kStripeBytes - first + 1, kStripes);
       each_stripe(first, count, [](std::mutex& stripe) { stripe.lock(); });
-      error = request.is_abandoned() ? ECANCELED : apply(request);
+      error = request.modifies() && request.is_abandoned() ? ECANCELED : apply(request);
       each_stripe(first, count, [](std::mutex& stripe) { stripe.unlock(); });
     }
     std::move(completion).finish(error);
@@ -58,6 +56,10 @@ class MemoryStore final : public block::Device {
 
   int apply(const Request& request) {
     std::byte* const at = data_ + request.offset;
+    if (request.command == Command::kRead) {
+      std::memcpy(request.data, at, request.length);
+      return 0;
+    }
     if (request.command == Command::kWrite) {
       std::memcpy(at, request.data, request.length);
       return 0;

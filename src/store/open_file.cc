@@ -55,6 +55,8 @@ Status lock(int fd, const FileOptions& options) {
     const int error = errno;
     if (error != EWOULDBLOCK && error != EINTR)
       return make_error(error, "cannot lock {}: {}", options.path, errno_text(error));
+    if (options.stop_waiting && options.stop_waiting())
+      return make_error(EINTR, "stopped while waiting for {}", options.path);
     const pid_t holder = lock_holder(fd);
     // Waiting for oneself is vain.
     if (clock.now_ms() >= give_up_at || holder == ::getpid())
@@ -72,7 +74,8 @@ Status lock(int fd, const FileOptions& options) {
 // lost with the file.
 Status make_durable(int fd, const std::string& path) {
   if (::fsync(fd) != 0) return make_error(errno, "cannot sync {}: {}", path, errno_text(errno));
-  const std::string folder = std::filesystem::absolute(path).parent_path().string();
+  std::error_code unknown;
+  const std::string folder = std::filesystem::absolute(path, unknown).parent_path().string();
   const io::UniqueFd folder_fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   // A folder that may be searched but not read cannot be synced; some file systems sync none.
   if (folder_fd.valid() && ::fsync(folder_fd.get()) != 0 && errno != EINVAL)

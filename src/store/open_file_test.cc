@@ -108,7 +108,7 @@ class OpenFile : public testing::TestWithParam<const char*> {
     return slot.buffer;
   }
   static bool all(const std::vector<std::byte>& bytes, int value) {
-    return std::all_of(bytes.begin(), bytes.end(), [value](std::byte one) { return one == static_cast<std::byte>(value); });
+    return std::count(bytes.begin(), bytes.end(), static_cast<std::byte>(value)) == std::ssize(bytes);
   }
   static struct stat status_of(const std::string& name) {
     struct stat status {};

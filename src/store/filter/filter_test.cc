@@ -20,7 +20,8 @@ using test::run_request;
 using test::Slot;
 
 constexpr uint64_t kSize = 1 << 20;
-constexpr Command kCommands[] = {Command::kRead, Command::kWrite, Command::kFlush, Command::kTrim, Command::kWriteZeroes};
+constexpr Command kCommands[] = {Command::kRead, Command::kWrite, Command::kFlush, Command::kTrim,
+                                 Command::kWriteZeroes};
 
 coro::Task<void> ask_one(Device& device, Slot& slot, int& error) {
   const int result = co_await run_request(device, slot);
