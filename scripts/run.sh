@@ -7,7 +7,7 @@ greeting='Hello Network Block Device!'
 step_seconds=120
 
 # What a run made and must take away: empty until it is there.
-work='' server_pid='' port='' device='' mounted='' driver_loaded='' way=''
+work='' server_pid='' port='' device='' driver_loaded='' way=''
 
 # show COMMAND...: prints the command as a person would type it, and runs it.
 show() {
@@ -110,16 +110,12 @@ attach_by_fuse() {
 
 mount_disk() {
 	show mount "$device" "$work/mnt" || fail_step "mount"
-	mounted=1
 }
 
 unmount_disk() {
 	local attempt
 	for attempt in 1 2 3 4 5; do
-		if timeout -k 5 "$step_seconds" umount "$work/mnt"; then
-			mounted=
-			return 0
-		fi
+		if timeout -k 5 "$step_seconds" umount "$work/mnt"; then return 0; fi
 		sleep "$attempt"
 	done
 	return 1
@@ -135,7 +131,6 @@ use_disk() {
 	before=$(sha256sum <"$work/mnt/largefile")
 	say "unmounted and mounted again, so that the data comes from the server"
 	show umount "$work/mnt" || fail_step "umount"
-	mounted=
 	blockdev --flushbufs "$device"
 	mount_disk
 	show cat "$work/mnt/test.txt"
@@ -186,7 +181,11 @@ stop_server() {
 # Takes everything away, in order; what cannot go is named, and the rest goes all the same.
 take_away() {
 	local left=()
-	if [ -n "$mounted" ]; then unmount_disk || left+=("the mount $work/mnt"); fi
+	# A signal may have ended a step between its deed and our note of it: look at what is there.
+	if [ -n "$work" ] && mountpoint -q "$work/mnt"; then unmount_disk || left+=("the mount $work/mnt"); fi
+	if [ "$way" = fuse ] && [ -z "$device" ]; then
+		device=$("$output/netblk" status | awk -v server="netblk://127.0.0.1:$port" '$3 == server { print $1 }')
+	fi
 	if [ -n "$device$driver_loaded" ]; then detach_disk || left+=("the disk ${device:-/dev/netblk}"); fi
 	stop_server
 	if [ ${#left[@]} -gt 0 ]; then
@@ -251,7 +250,6 @@ read_kept() {
 	work=${fields[0]:-} server_pid=${fields[1]:-} device=${fields[2]:-} way=${fields[3]:-}
 	case $work in */netblk-run.??????) ;; *) die "$kept_file is damaged: unmount and detach by hand, then remove it" ;; esac
 	[ "$way" != driver ] || driver_loaded=1
-	if mountpoint -q "$work/mnt"; then mounted=1; fi
 }
 
 stop_kept() {
