@@ -23,30 +23,34 @@ namespace {
 using test::BackendTest;
 using test::TestOp;
 
-coro::Task<void> start_and_wait(bool (*start)(File&, Loop&, Op&, std::span<std::byte>, uint64_t), File& file, Loop& loop,
-                                std::span<std::byte> bytes, uint64_t offset, int32_t& result) {
+using Start = bool (*)(File&, Loop&, Op&, std::span<std::byte>, uint64_t);
+
+coro::Task<void> start_and_wait(Start start, File& file, Loop& loop, std::span<std::byte> bytes, uint64_t offset,
+                                int32_t& result) {
   const int32_t value = co_await await([&](Op& op) { return start(file, loop, op, bytes, offset); });
   result = value;
 }
 
 class FileTest : public BackendTest {
  public:
-  int32_t call(bool (*start)(File&, Loop&, Op&, std::span<std::byte>, uint64_t), File& file, std::span<std::byte> bytes,
-               uint64_t offset) {
+  int32_t call(Start start, File& file, std::span<std::byte> bytes, uint64_t offset) {
     int32_t result = -9999;
     run(start_and_wait(start, file, loop(), bytes, offset, result));
     return result;
   }
   int32_t read(File& file, std::span<std::byte> into, uint64_t offset) {
-    return call([](File& f, Loop& l, Op& op, std::span<std::byte> bytes, uint64_t at) { return f.read(l, op, bytes, at); },
-                file, into, offset);
+    return call(
+        [](File& f, Loop& l, Op& op, std::span<std::byte> bytes, uint64_t at) { return f.read(l, op, bytes, at); },
+        file, into, offset);
   }
   int32_t write(File& file, std::span<std::byte> from, uint64_t offset) {
-    return call([](File& f, Loop& l, Op& op, std::span<std::byte> bytes, uint64_t at) { return f.write(l, op, bytes, at); },
-                file, from, offset);
+    return call(
+        [](File& f, Loop& l, Op& op, std::span<std::byte> bytes, uint64_t at) { return f.write(l, op, bytes, at); },
+        file, from, offset);
   }
   int32_t datasync(File& file) {
-    return call([](File& f, Loop& l, Op& op, std::span<std::byte>, uint64_t) { return f.datasync(l, op); }, file, {}, 0);
+    return call([](File& f, Loop& l, Op& op, std::span<std::byte>, uint64_t) { return f.datasync(l, op); }, file, {},
+                0);
   }
   int32_t punch(File& file, uint64_t offset, size_t length) {
     // Only the length of the span is used.

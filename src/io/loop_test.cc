@@ -204,7 +204,8 @@ coro::Task<void> many_timers(TimerTest& t) {
   t.clock.now = 3000;
   co_await settle();
   EXPECT_EQ(t.fired.size(), 1000u);
-  EXPECT_TRUE(std::is_sorted(t.fired.begin(), t.fired.end(), [](int a, int b) { return a * 7919 % 1000 < b * 7919 % 1000; }));
+  const auto sooner = [](int a, int b) { return a * 7919 % 1000 < b * 7919 % 1000; };
+  EXPECT_TRUE(std::is_sorted(t.fired.begin(), t.fired.end(), sooner));
 }
 
 TEST_P(TimerTest, ThousandsKeepTheirOrder) { run(many_timers(*this)); }

@@ -40,8 +40,9 @@ Decoded1 decode(std::span<const std::byte> bytes) {
 TEST(Codec1, TheHeaderIsThirteenPackedBytes) {
   Header bytes;
   encode_request1({NETBLK1_CMD_WRITE, 0x0102030405060708, 0x01fffe00}, bytes.data());
-  EXPECT_EQ(bytes, (Header{std::byte{2}, std::byte{1}, std::byte{2}, std::byte{3}, std::byte{4}, std::byte{5}, std::byte{6},
-                           std::byte{7}, std::byte{8}, std::byte{0x01}, std::byte{0xff}, std::byte{0xfe}, std::byte{0}}));
+  EXPECT_EQ(bytes, (Header{std::byte{2}, std::byte{1}, std::byte{2}, std::byte{3}, std::byte{4}, std::byte{5},
+                           std::byte{6}, std::byte{7}, std::byte{8}, std::byte{0x01}, std::byte{0xff}, std::byte{0xfe},
+                           std::byte{0}}));
 }
 
 TEST(Codec1, EncodingWritesNothingElse) {
