@@ -203,6 +203,7 @@ struct Ask : block::Request {
     length = size;
     data = memory.empty() ? nullptr : memory.data();
   }
+  virtual ~Ask() = default;
   static std::unique_ptr<Ask> read(uint64_t at, uint64_t size) {
     return std::make_unique<Ask>(block::Command::kRead, at, size);
   }
