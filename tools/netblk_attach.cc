@@ -21,6 +21,9 @@ namespace {
 // The helper's release of a healthy connection, or the time-out of one attempt that hangs.
 constexpr uint64_t kHelperEndMs = 20'000;
 
+// A killed process keeps its lock until it has been taken apart.
+constexpr uint64_t kDyingMs = 1000;
+
 struct Pipe {
   io::UniqueFd read_end, write_end;
 };
@@ -115,6 +118,8 @@ Result<bool> fuse_detach(const std::string& device, bool force) {
     if (!force && is_in_use(wanted))
       return make_error(EBUSY, "{} is in use by another process or device: close it first, or use --force", wanted);
     if (alive && !force) written = write_back(wanted);
+    // A helper that was just killed: its loss is known to who killed it, and to every user of the disk by EIO.
+    if (!written && wait_until_gone(record, kDyingMs)) written = Ok{};
     Status detached = attach::loop_detach(wanted);
     if (!detached) return std::move(detached).error();
   }
