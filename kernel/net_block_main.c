@@ -288,6 +288,16 @@ static int __init netblk_init(void)
 	err = netblk_check_params(&addr);
 	if (err)
 		return err;
+
+	/*
+	 * What makes the network look for SOCK_MEMALLOC sockets is a patch of
+	 * its hot path on all processors, under the CPU hotplug lock: nothing
+	 * that a reconnect in the middle of reclaim may wait for. So it is
+	 * made here, once, and stays, as it does after any use of nbd or
+	 * nvme-tcp; a connection only counts up and down above it.
+	 */
+	static_branch_inc(&memalloc_socks_key);
+
 	nd = netblk_create(&addr, "netblk");
 	if (IS_ERR(nd))
 		return PTR_ERR(nd);
