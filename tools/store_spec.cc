@@ -87,6 +87,7 @@ Result<std::unique_ptr<block::Device>> with_filters(std::unique_ptr<block::Devic
   auto read_only = take_flag(options, "readonly");
   if (!read_only) return std::move(read_only).error();
   store::FaultOptions fault;
+  const bool fault_details = options.contains("fault-one-in") || options.contains("fault-seed");
   auto one_in = take_number(options, "fault-one-in", 1, 1, UINT32_MAX);
   if (!one_in) return std::move(one_in).error();
   auto seed = take_number(options, "fault-seed", 1, 0, UINT64_MAX);
@@ -105,6 +106,8 @@ Result<std::unique_ptr<block::Device>> with_filters(std::unique_ptr<block::Devic
       else return make_error(EINVAL, "bad fault={}: use read, write, flush, trim, joined by +", *commands);
     }
     device = store::make_fault_filter(std::move(device), fault);
+  } else if (fault_details) {
+    return make_error(EINVAL, "fault-one-in and fault-seed go with fault=read+write+flush+trim");
   }
   if (delay_ms.value() > 0) device = store::make_delay_filter(std::move(device), delay_ms.value());
   if (read_only.value()) device = store::make_readonly_filter(std::move(device));

@@ -18,12 +18,22 @@ inline constexpr uint64_t kMaxDeviceBytes = (uint64_t{1} << 63) - kSectorBytes;
 // Requests that one connection may have in flight; a client that pipelines more waits in its socket.
 inline constexpr uint32_t kConnectionSlots = 64;
 
-// Bytes of request and reply data that one connection may hold, not counting a first request of any legal size:
-// one request is always let in, so the bound is this plus kMaxRequestBytes.
+// Bytes of request and reply data that one connection may hold: this, or one request of any legal size.
 inline constexpr uint64_t kConnectionDataBytes = 8u << 20;
 
-// Bytes of request and reply data of all the connections of one loop, beyond one request of any size.
+// Of these, what a connection holds without asking its loop; also what of a long WRITE must have arrived before its
+// client is believed.
+inline constexpr uint64_t kConnectionFreeBytes = 256u << 10;
+
+// What all the connections of one loop may hold beyond their free bytes, or one request of any legal size.
 inline constexpr uint64_t kLoopDataBytes = 128u << 20;
+
+// While others wait for these bytes, a client that holds some must take or give data at this rate, after a grace.
+inline constexpr uint64_t kContendedGraceMs = 2'000;
+inline constexpr uint64_t kContendedBytesPerMs = 1u << 10;
+
+// A waiting request lets this many smaller ones go first.
+inline constexpr uint32_t kBudgetOvertakes = 64;
 
 // Receive buffer: what an idle connection keeps, and what a busy one grows to.
 inline constexpr uint32_t kReceiveIdleBytes = 16u << 10;
@@ -44,7 +54,9 @@ inline constexpr uint32_t kMaxExports = 4096;
 inline constexpr size_t kMaxExportNameBytes = 4096;
 inline constexpr size_t kMaxConfigFileBytes = 1u << 20;
 
-// Times, in milliseconds. A request's deadline starts at its first byte (DESIGN 4.1).
+// Times, in milliseconds. The header of a request has its deadline from its first byte on (DESIGN 4.1), the data of a
+// WRITE from the moment when there is room for it.
+inline constexpr uint64_t kHeaderTimeoutMs = 10'000;
 inline constexpr uint64_t kRequestTimeoutMs = 30'000;
 inline constexpr uint64_t kSendStallTimeoutMs = 30'000;
 inline constexpr uint64_t kStoreLockWaitMs = 10'000;
@@ -55,7 +67,8 @@ inline constexpr uint64_t kDrainStallTimeoutMs = 5'000;  // of a client that tak
 static_assert(kMaxRequestBytes % kSectorBytes == 0);
 static_assert(kSendReplies <= kConnectionSlots && kSendReplies <= kKernelMaxIov);
 static_assert(kReceiveIdleBytes < kReceiveBusyBytes && kReceiveBusyBytes < kConnectionDataBytes);
-static_assert(kConnectionDataBytes <= kLoopDataBytes);
+static_assert(kConnectionFreeBytes < kConnectionDataBytes && kConnectionDataBytes <= kLoopDataBytes);
+static_assert(kMaxRequestBytes <= kLoopDataBytes);
 static_assert(kDrainStallTimeoutMs + kSweepPeriodMs < kDrainTimeoutMs);
 static_assert(kSweepPeriodMs * 4 <= 1000, "a deadline is noticed within a quarter of a second");
 

@@ -3,6 +3,8 @@
 
 #include <time.h>
 
+#include <thread>
+
 #include "base/check.h"
 #include "coro/scope.h"
 
@@ -40,12 +42,16 @@ void Timer::cancel() {
 }
 
 void Loop::post(Posted& message) {
+  // The loop may run the message, and end because of it, before this thread has looked at sleeping_: run() waits for
+  // posters that are still here.
+  posters_.fetch_add(1, std::memory_order_relaxed);
   Posted* head = posted_.load(std::memory_order_relaxed);
   do {
     message.next_posted = head;
   } while (!posted_.compare_exchange_weak(head, &message, std::memory_order_seq_cst));
   // The loop sets sleeping_ before it looks at posted_ a last time: one of the two sides sees the other.
   if (sleeping_.load(std::memory_order_seq_cst)) wake();
+  posters_.fetch_sub(1, std::memory_order_release);
 }
 
 void Loop::take_posted() {
@@ -104,6 +110,7 @@ void Loop::run(coro::Task<void> main) {
     sleeping_.store(false, std::memory_order_relaxed);
   }
   leave();
+  while (posters_.load(std::memory_order_acquire) != 0) std::this_thread::yield();
 }
 
 }  // namespace netblk::io

@@ -92,6 +92,7 @@ class Loop {
   std::set<std::pair<uint64_t, Timer*>> timers_;
   std::atomic<Posted*> posted_{nullptr};
   std::atomic<bool> sleeping_{false};
+  std::atomic<unsigned> posters_{0};  // threads inside post()
   bool stopped_ = false;
 };
 

@@ -30,6 +30,14 @@ msghdr gathered(std::span<const iovec> parts) {
   return message;
 }
 
+int32_t recv_now(int fd, std::span<std::byte> into) {
+  for (;;) {
+    const ssize_t got = ::recv(fd, into.data(), into.size(), MSG_DONTWAIT);
+    if (got >= 0) return static_cast<int32_t>(got);
+    if (errno != EINTR) return -errno;
+  }
+}
+
 int32_t send_now(int fd, std::span<const iovec> parts) {
   const msghdr message = gathered(parts);
   for (;;) {

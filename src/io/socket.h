@@ -19,6 +19,9 @@ void set_nonblocking(int fd, bool on);
 // delivered is thrown away, and the peer reads ECONNRESET.
 void abort_now(int fd);
 
+// A receive that does not wait: bytes, 0 at the end, or a negative errno value (-EAGAIN when nothing is there).
+int32_t recv_now(int fd, std::span<std::byte> into);
+
 // A send that does not wait: bytes sent, or a negative errno value (-EAGAIN when nothing fits).
 int32_t send_now(int fd, std::span<const iovec> parts);
 
@@ -37,7 +40,7 @@ inline constexpr size_t kInlineWriteBytes = 1u << 20;
 // A plain positioned write on the calling thread.
 int32_t write_now(int fd, std::span<const std::byte> from, uint64_t offset);
 
-// fallocate(PUNCH_HOLE | KEEP_SIZE); on a block device, where that is refused, BLKDISCARD then zeroes are the caller's.
+// fallocate(PUNCH_HOLE | KEEP_SIZE): 0, or -EOPNOTSUPP where the storage cannot, or another negative errno value.
 int32_t punch_hole_now(int fd, uint64_t offset, uint64_t length);
 
 }  // namespace netblk::io

@@ -21,6 +21,10 @@ class Stream {
   // result: bytes received (often fewer than asked), 0 at the end of the stream, or a negative errno value.
   virtual bool recv(Op& op, std::span<std::byte> into) = 0;
 
+  // What is there already, without waiting; no recv is in flight. Bytes, 0 at the end, -EAGAIN when nothing is there, or
+  // another negative errno value.
+  virtual int32_t recv_now(std::span<std::byte> into) = 0;
+
   // Gathers up to limits::kKernelMaxIov parts. result: bytes sent (often fewer than given) or a negative errno value.
   // The parts and what they name live until the operation ended. Never raises SIGPIPE.
   virtual bool send(Op& op, std::span<const iovec> parts) = 0;
@@ -33,6 +37,9 @@ class Stream {
 
   // Ends only the writing half: the peer sees the end of the stream after what was sent.
   virtual void shutdown_write() = 0;
+
+  // Bytes that were sent and that the peer's system has not acknowledged; 0 where the transport cannot tell.
+  virtual size_t unsent_bytes() const = 0;
 
   // As shutdown(), and the peer sees a reset (TCP RST) where the transport knows it, instead of an orderly end.
   virtual void abort() = 0;

@@ -3,6 +3,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstdlib>
 
@@ -75,23 +76,28 @@ void BufferPool::give_back(std::byte* data, uint32_t size_bytes) {
   free_[shift - kSmallestShift].push_back(data);
 }
 
-bool DataBudget::take(uint32_t bytes, coro::Event& waiter) {
-  if (bytes <= kFreeBytes) return true;
+bool DataBudget::take(uint64_t bytes, coro::Event& waiter) {
   if (waiting_.empty() && fits(bytes)) {
     held_ += bytes;
     return true;
   }
-  waiting_.push_back({bytes, &waiter});
+  waiting_.push_back({bytes, &waiter, 0});
   return false;
 }
 
-void DataBudget::give_back(uint32_t bytes) {
-  if (bytes <= kFreeBytes) return;
+void DataBudget::give_back(uint64_t bytes) {
+  NETBLK_CHECK(bytes <= held_, "more bytes come back than were taken");
   held_ -= bytes;
-  while (!waiting_.empty() && fits(waiting_.front().bytes)) {
-    held_ += waiting_.front().bytes;
-    waiting_.front().waiter->set();
-    waiting_.pop_front();
+  while (!waiting_.empty()) {
+    auto chosen = waiting_.begin();
+    if (chosen->overtaken < limits::kBudgetOvertakes)
+      chosen = std::min_element(waiting_.begin(), waiting_.end(),
+                                [](const Waiting& a, const Waiting& b) { return a.bytes < b.bytes; });
+    if (!fits(chosen->bytes)) return;
+    for (auto passed = waiting_.begin(); passed != chosen; ++passed) ++passed->overtaken;
+    held_ += chosen->bytes;
+    chosen->waiter->set();
+    waiting_.erase(chosen);
   }
 }
 

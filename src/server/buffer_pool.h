@@ -62,26 +62,27 @@ class BufferPool {
   uint64_t cached_bytes_ = 0;
 };
 
-// Bytes that the connections of one loop may hold for large requests; first come, first served.
+// Bytes that the connections of one loop hold beyond their free ones. The smallest of those that wait and fit goes first,
+// so that a few large requests do not hold up the others, but no one is overtaken for ever.
 class DataBudget {
  public:
-  // Requests of up to this many bytes are free: each connection's own limit bounds them, and a few clients that do not
-  // take their large replies must not hold up the small requests of the others.
-  static constexpr uint32_t kFreeBytes = 256u << 10;
-
   // True: taken. False: `waiter` is set when they have been taken for it.
-  bool take(uint32_t bytes, coro::Event& waiter);
-  void give_back(uint32_t bytes);
+  bool take(uint64_t bytes, coro::Event& waiter);
+  void give_back(uint64_t bytes);
+
+  // Somebody waits.
+  bool contended() const { return !waiting_.empty(); }
 
  private:
   struct Waiting {
-    uint32_t bytes;
+    uint64_t bytes;
     coro::Event* waiter;
+    uint32_t overtaken;
   };
-  bool fits(uint32_t bytes) const { return held_ == 0 || held_ + bytes <= limits::kLoopDataBytes; }
+  bool fits(uint64_t bytes) const { return held_ == 0 || held_ + bytes <= limits::kLoopDataBytes; }
 
   uint64_t held_ = 0;
-  std::deque<Waiting> waiting_;
+  std::deque<Waiting> waiting_;  // oldest first
 };
 
 }  // namespace netblk::server

@@ -49,6 +49,8 @@ Status set_option(ExportConfig& config, std::string_view option) {
       return make_error(EINVAL, "export '{}': bad max-conns={}: use a number from 1 to {}", config.name, value,
                         limits::kMaxConnections);
     config.max_connections = static_cast<uint32_t>(*number);
+  } else if (key != "allow") {
+    return make_error(EINVAL, "export '{}': unknown option '{}'; known are ro, allow=, max-conns=", config.name, option);
   } else {
     for (const std::string_view part : split(value, ',')) {
       auto cidr = parse_cidr(part);

@@ -57,6 +57,7 @@ Result<ExportConfig> parse_export_table(const std::string& path, std::string_vie
       if (flag == nullptr) return at(path, value.source(), "export '{}': ro takes true or false", name);
       config.read_only |= flag->get();
     } else if (key == "allow") {
+      size_t given = 0;
       auto list = strings(path, "allow", value);
       if (!list) return std::move(list).error();
       for (const std::string& entry : list.value()) {
@@ -65,8 +66,11 @@ Result<ExportConfig> parse_export_table(const std::string& path, std::string_vie
           auto cidr = parse_cidr(part);
           if (!cidr) return at(path, value.source(), "export '{}': {}", name, cidr.error().message);
           config.allow.push_back(cidr.value());
+          ++given;
         }
       }
+      if (given == 0)
+        return at(path, value.source(), "export '{}': allow is empty: name an address range, or leave allow out", name);
     } else if (key == "max-conns") {
       const auto* number = value.as_integer();
       if (number == nullptr || number->get() < 1 || number->get() > limits::kMaxConnections)

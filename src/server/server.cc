@@ -22,6 +22,12 @@ constexpr uint64_t kAcceptRetryMs = 100;
 constexpr uint64_t kReopenWaitMs = 10'000;
 constexpr uint64_t kReopenPollMs = 50;
 
+std::vector<std::string> listen_uris(const Config& config) {
+  std::vector<std::string> uris;
+  for (const ListenConfig& listen : config.listens) uris.push_back(listen.uri);
+  return uris;
+}
+
 sigset_t handled_signals() {
   sigset_t set;
   ::sigemptyset(&set);
@@ -76,6 +82,12 @@ Status Server::open(const Config& config) {
     auto made = open_export(entry);
     if (!made) return std::move(made).error();
     exports.push_back(std::move(made).value());
+  }
+  first_name_ = config.exports.front().name;
+  if (!options_.config_path.empty()) {
+    auto file = read_config(options_.config_path);
+    if (!file) return std::move(file).error();
+    listen_uris_ = listen_uris(file.value());
   }
   exports_.replace(std::move(exports));
   for (unsigned i = 0; i < options_.threads; ++i) {
@@ -236,6 +248,7 @@ coro::Task<void> Server::reload() {
   }
   const std::vector<ExportConfig>& wanted = config.value().exports;
   std::vector<std::shared_ptr<Export>> old = exports_.all();
+  const std::string old_first = first_name_;
   std::vector<std::shared_ptr<Export>> next(wanted.size());
   std::vector<size_t> later;
   for (size_t i = 0; i < wanted.size(); ++i) {
@@ -259,6 +272,12 @@ coro::Task<void> Server::reload() {
   }
 
   // From here on the new configuration holds.
+  if (old_first != wanted.front().name)
+    log_warning("SIGHUP: the first export was '{}' and is now '{}': netblk/1 clients that connect get another disk",
+                old_first, wanted.front().name);
+  if (listen_uris(config.value()) != listen_uris_)
+    log_warning("SIGHUP: listen has changed: that takes a restart");
+  first_name_ = wanted.front().name;
   for (size_t i = 0; i < wanted.size(); ++i)
     if (next[i] != nullptr) next[i]->change_rules(wanted[i]);
   exports_.replace(next);
@@ -273,7 +292,7 @@ coro::Task<void> Server::reload() {
   for (const auto& shard : shards_) shard->look_at_exports();
   const uint64_t give_up_at = clock_.now_ms() + kReopenWaitMs;
   const auto closed = [](const std::weak_ptr<block::Device>& device) { return device.expired(); };
-  while (!later.empty() && clock_.now_ms() < give_up_at && !std::all_of(going.begin(), going.end(), closed)) {
+  while (!later.empty() && !stop_wanted_ && clock_.now_ms() < give_up_at && !std::all_of(going.begin(), going.end(), closed)) {
     io::SleepUntil pause(shards_[0]->loop(), clock_.now_ms() + kReopenPollMs);
     co_await pause;
   }
@@ -285,9 +304,11 @@ coro::Task<void> Server::reload() {
       log_error("SIGHUP: not served: {}", made.error().message);
     }
   }
-  std::erase(next, nullptr);
-  log_info("SIGHUP: {} serves {} export{}", options_.config_path, next.size(), next.size() == 1 ? "" : "s");
+  // An export that could not be opened keeps its place, empty: the next one must not become the first, which netblk/1
+  // clients would take for their own disk.
+  const auto served = next.size() - static_cast<size_t>(std::count(next.begin(), next.end(), nullptr));
   exports_.replace(std::move(next));
+  log_info("SIGHUP: {} serves {} export{}", options_.config_path, served, served == 1 ? "" : "s");
 }
 
 }  // namespace netblk::server

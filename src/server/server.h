@@ -38,8 +38,8 @@ class Server {
   // One line for each export and each address, for the start-up banner.
   std::vector<std::string> banner() const;
 
-  // Serves until SIGTERM or SIGINT, then drains. SIGHUP reloads. These signals are blocked in every thread from
-  // block_signals() on, which main calls before it starts any.
+  // Serves until SIGTERM or SIGINT, then drains. SIGHUP reloads. These signals are blocked from block_signals() on,
+  // which main calls before open().
   void run();
   static void block_signals();
 
@@ -66,6 +66,8 @@ class Server {
   OpenStore open_store_;
   ServerOptions options_;
   ExportTable exports_;
+  std::string first_name_;                // of the export that netblk/1 clients get
+  std::vector<std::string> listen_uris_;  // as the configuration file had them at the start
   std::vector<Bound> bound_;
   std::vector<std::unique_ptr<Shard>> shards_;
   std::atomic<uint32_t> connections_{0};

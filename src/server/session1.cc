@@ -20,6 +20,7 @@ namespace {
 // How long, and for how much, a connection that we close is still read from, so that its last replies are not thrown
 // away by the RST that unread bytes cause.
 constexpr uint64_t kLingerMs = 1000;
+constexpr uint64_t kDeliverPollMs = 10;
 constexpr uint64_t kLingerBytes = 8u << 20;
 
 // Failed requests of one connection that get a line of their own in the log.
@@ -52,6 +53,7 @@ coro::Task<void> Session1::run() {
   receive_deadline_ms_ = 0;
   answered_.set();
   co_await scope.join();
+  if ((draining_ || lingers_) && !gone()) co_await deliver();
   if (lingers_ && !gone()) co_await linger();
 }
 
@@ -73,7 +75,12 @@ void Session1::sweep(uint64_t now_ms) {
   if (export_->closed()) drain("the export was removed or changed");
   if (receive_deadline_ms_ != 0 && now_ms >= receive_deadline_ms_) {
     receive_deadline_ms_ = 0;
-    give_up(fmt::format("a request did not arrive whole within {} ms", context_.request_timeout_ms), true);
+    give_up("a request did not arrive whole in time", true);
+    stream_->abort();
+  }
+  if (charged_bytes_ != 0 && context_.budget.contended() &&
+      (holds_up_others(giving_, now_ms) || holds_up_others(taking_, now_ms))) {
+    give_up("others wait for the memory that this client's requests hold", true);
     stream_->abort();
   }
   if (send_deadline_ms_ != 0 && now_ms >= send_deadline_ms_) {
@@ -97,6 +104,8 @@ coro::Task<void> Session1::read_loop() {
       }
       const Request1& request = decoded.request;
       begin_ += NETBLK1_REQUEST_SIZE;
+      // The header is whole: while the request waits for room it is not its client that is late.
+      receive_deadline_ms_ = 0;
       if (request.command == NETBLK1_CMD_DISCONNECT) {
         give_up("the client disconnected", false);
         co_return;
@@ -105,8 +114,6 @@ coro::Task<void> Session1::read_loop() {
       const bool accepted = allowed(request);
       const uint32_t length = accepted ? request.length_bytes : 0;
       if (!room_now(length)) co_await wait_for_room(length);
-      if (length > DataBudget::kFreeBytes && !context_.budget.take(length, budget_granted_))
-        co_await budget_granted_.wait();
       Slot& slot = slot_at(tail_);
       if (!accepted) {
         // The stream stays in step: the data of a refused WRITE is read and dropped.
@@ -116,18 +123,19 @@ coro::Task<void> Session1::read_loop() {
         }
         ++tail_;
         answer(slot, EINVAL);
-        receive_deadline_ms_ = 0;
         continue;
       }
       if (writes && end_ - begin_ >= length && export_->device().geometry().writes_inline) {
         // The device copies the data before submit() returns: it can do so from where the data arrived.
         slot.data = receive_ + begin_;
         begin_ += length;
-        receive_deadline_ms_ = 0;
         ++tail_;
         submit(slot, request);
         continue;
       }
+      // Of a WRITE that is still to come, nothing is held yet but what it gets to send.
+      const bool all_here = !writes || end_ - begin_ >= length;
+      if (all_here && held_bytes_ + length > limits::kConnectionFreeBytes) co_await take_budget(slot, length);
       held_bytes_ += length;
       slot.buffer = context_.buffers.take(length);
       slot.data = slot.buffer.data();
@@ -143,7 +151,6 @@ coro::Task<void> Session1::read_loop() {
           }
         }
       }
-      receive_deadline_ms_ = 0;
       if (in_device_ != 0 && must_wait(request)) co_await wait_for_order(request);
       ++tail_;
       submit(slot, request);
@@ -154,16 +161,33 @@ coro::Task<void> Session1::read_loop() {
     }
     make_receive_place();
     const bool inside = begin_ != end_;
-    if (inside) start_deadline();
+    if (inside) start_deadline(std::min(limits::kHeaderTimeoutMs, context_.request_timeout_ms));
     const int32_t got = co_await io::recv(*stream_, {receive_ + end_, capacity_ - end_});
     if (!received(got, inside)) co_return;
     end_ += static_cast<uint32_t>(got);
+    if (end_ == capacity_ && busy_.data() == nullptr) {
+      // A full buffer: more is there already, or soon. What has come is decoded all the same: its client may wait.
+      grow();
+      const int32_t more = stream_->recv_now({receive_ + end_, capacity_ - end_});
+      if (more > 0) end_ += static_cast<uint32_t>(more);
+    }
   }
 }
 
-// The deadline starts at a request's first byte, and not again with each byte that trickles in.
-void Session1::start_deadline() {
-  if (receive_deadline_ms_ == 0) receive_deadline_ms_ = context_.loop.now_ms() + context_.request_timeout_ms;
+// A deadline that runs goes on: it does not start again with each byte that trickles in.
+void Session1::start_deadline(uint64_t patience_ms) {
+  if (receive_deadline_ms_ == 0) receive_deadline_ms_ = context_.loop.now_ms() + patience_ms;
+}
+
+bool Session1::holds_up_others(const Transfer& transfer, uint64_t now_ms) {
+  return transfer.since_ms != 0 && now_ms >= transfer.since_ms + limits::kContendedGraceMs +
+                                                 transfer.moved_bytes / limits::kContendedBytesPerMs;
+}
+
+coro::Task<void> Session1::take_budget(Slot& slot, uint32_t length) {
+  if (!context_.budget.take(length, budget_granted_)) co_await budget_granted_.wait();
+  slot.charged_bytes = length;
+  charged_bytes_ += length;
 }
 
 bool Session1::received(int32_t result, bool inside_request) {
@@ -180,12 +204,32 @@ bool Session1::received(int32_t result, bool inside_request) {
 
 // The rest of a WRITE's data goes straight into the slot's own buffer.
 coro::Task<bool> Session1::receive_data(Slot& slot, uint32_t here, uint32_t length) {
-  start_deadline();
+  start_deadline(context_.request_timeout_ms);
+  bool asked = false;
   while (here < length) {
-    const int32_t got = co_await io::recv(*stream_, {slot.buffer.data() + here, length - here});
-    if (!received(got, true)) co_return false;
+    uint32_t wanted = length - here;
+    if (!asked && held_bytes_ > limits::kConnectionFreeBytes) {
+      const auto free = static_cast<uint32_t>(limits::kConnectionFreeBytes);
+      if (here >= free) {
+        receive_deadline_ms_ = 0;
+        co_await take_budget(slot, length);
+        asked = true;
+        start_deadline(context_.request_timeout_ms);
+        giving_ = {context_.loop.now_ms(), 0};
+      } else {
+        wanted = std::min(wanted, free - here);
+      }
+    }
+    const int32_t got = co_await io::recv(*stream_, {slot.buffer.data() + here, wanted});
+    if (!received(got, true)) {
+      giving_ = {};
+      co_return false;
+    }
     here += static_cast<uint32_t>(got);
+    giving_.moved_bytes += static_cast<uint64_t>(got);
   }
+  giving_ = {};
+  receive_deadline_ms_ = 0;
   co_return true;
 }
 
@@ -196,25 +240,31 @@ coro::Task<bool> Session1::skip_data(uint32_t length) {
   if (length == 0) co_return true;
   // All that was received is used up: its place takes what is dropped.
   begin_ = end_ = 0;
-  start_deadline();
+  start_deadline(context_.request_timeout_ms);
   while (length > 0) {
     const int32_t got = co_await io::recv(*stream_, {receive_, std::min(length, capacity_)});
     if (!received(got, true)) co_return false;
     length -= static_cast<uint32_t>(got);
   }
+  receive_deadline_ms_ = 0;
   co_return true;
 }
 
-// Leaves at least a header's length free behind end_. What does not fit into the small buffer moves on in a large one,
-// until all of that is decoded: the receive that a quiet connection waits in uses the small one.
+void Session1::grow() {
+  const uint32_t kept = end_ - begin_;
+  busy_ = context_.buffers.take(limits::kReceiveBusyBytes);
+  std::memcpy(busy_.data(), receive_ + begin_, kept);
+  receive_ = busy_.data();
+  capacity_ = limits::kReceiveBusyBytes;
+  begin_ = 0;
+  end_ = kept;
+}
+
+// Leaves place behind end_ for the rest of a header. When all is decoded the large buffer goes: the receive that a quiet
+// connection waits in uses the small one.
 void Session1::make_receive_place() {
   const uint32_t kept = end_ - begin_;
-  if (kept != 0 && end_ == capacity_ && busy_.data() == nullptr) {
-    busy_ = context_.buffers.take(limits::kReceiveBusyBytes);
-    std::memcpy(busy_.data(), receive_ + begin_, kept);
-    receive_ = busy_.data();
-    capacity_ = limits::kReceiveBusyBytes;
-  } else if (kept == 0 && busy_.data() != nullptr) {
+  if (kept == 0 && busy_.data() != nullptr) {
     busy_.reset();
     receive_ = idle_.get();
     capacity_ = limits::kReceiveIdleBytes;
@@ -295,7 +345,9 @@ void Session1::release(Slot& slot) {
   const uint32_t bytes = slot.buffer.size_bytes();
   slot.buffer.reset();
   held_bytes_ -= bytes;
-  context_.budget.give_back(bytes);
+  const uint32_t charged = std::exchange(slot.charged_bytes, 0);
+  charged_bytes_ -= charged;
+  if (charged != 0) context_.budget.give_back(charged);
 }
 
 // The replies that are due, in order: status bytes, and the data of READs that succeeded. Returns the parts in use.
@@ -328,16 +380,18 @@ coro::Task<void> Session1::write_loop() {
       // Only a send that does not end at once needs a deadline; each byte that the client takes renews it.
       send_deadline_ms_ = 0;
       const int32_t sent = co_await io::await([&](io::Op& op) {
-        const bool now = stream_->send(op, left);
-        const uint64_t patience_ms = draining_ ? limits::kDrainStallTimeoutMs : context_.send_timeout_ms;
-        if (!now) send_deadline_ms_ = context_.loop.now_ms() + patience_ms;
-        return now;
+        if (stream_->send(op, left)) return true;
+        const uint64_t now_ms = context_.loop.now_ms();
+        send_deadline_ms_ = now_ms + (draining_ ? limits::kDrainStallTimeoutMs : context_.send_timeout_ms);
+        if (taking_.since_ms == 0) taking_ = {now_ms, 0};
+        return false;
       });
       if (sent < 0) {
         give_up(fmt::format("send failed: {}", errno_text(-sent)), true);
         stream_->abort();
         break;
       }
+      taking_.moved_bytes += static_cast<uint64_t>(sent);
       auto count = static_cast<size_t>(sent);
       while (!left.empty() && count >= left.front().iov_len) {
         count -= left.front().iov_len;
@@ -349,6 +403,7 @@ coro::Task<void> Session1::write_loop() {
       }
     }
     send_deadline_ms_ = 0;
+    taking_ = {};
     for (size_t i = 0; i < replies; ++i) {
       Slot& slot = slot_at(head_ + i);
       slot.answered = false;
@@ -356,6 +411,20 @@ coro::Task<void> Session1::write_loop() {
     }
     head_ += replies;
     room_.set();
+  }
+}
+
+// Waits until the peer has all replies. Bytes that nobody will read make the close a reset, and a reset throws away what
+// was sent but not yet delivered.
+coro::Task<void> Session1::deliver() {
+  size_t left = stream_->unsent_bytes();
+  uint64_t give_up_at = context_.loop.now_ms() + limits::kDrainStallTimeoutMs;
+  while (left != 0 && context_.loop.now_ms() < give_up_at) {
+    io::SleepUntil pause(context_.loop, context_.loop.now_ms() + kDeliverPollMs);
+    co_await pause;
+    const size_t now_left = stream_->unsent_bytes();
+    if (now_left < left) give_up_at = context_.loop.now_ms() + limits::kDrainStallTimeoutMs;
+    left = now_left;
   }
 }
 

@@ -62,7 +62,7 @@ class Session1 {
     Slot();
     Session1* session = nullptr;
     Buffer buffer;
-    uint32_t held_bytes = 0;  // of the loop's budget
+    uint32_t charged_bytes = 0;  // to the loop's budget
     std::byte status{};
     bool answered = false;
   };
@@ -73,6 +73,8 @@ class Session1 {
   coro::Task<bool> skip_data(uint32_t length);
   coro::Task<void> wait_for_room(uint32_t length);
   coro::Task<void> wait_for_order(const proto::Request1& request);
+  coro::Task<void> take_budget(Slot& slot, uint32_t length);
+  coro::Task<void> deliver();
   coro::Task<void> linger();
 
   bool allowed(const proto::Request1& request) const;
@@ -83,9 +85,10 @@ class Session1 {
   void release(Slot& slot);
   size_t gather(std::span<iovec> parts, size_t& replies);
   void give_up(std::string reason, bool peer_gone);
-  void start_deadline();
+  void start_deadline(uint64_t patience_ms);
   bool received(int32_t result, bool inside_request);
   void make_receive_place();
+  void grow();
   std::span<const std::byte> unread() const { return {receive_ + begin_, end_ - begin_}; }
   bool gone() const { return gone_.load(std::memory_order_relaxed); }
   Slot& slot_at(uint64_t number) { return slots_[number % limits::kConnectionSlots]; }
@@ -107,7 +110,8 @@ class Session1 {
   std::unique_ptr<Slot[]> slots_;  // made with the first request
   uint64_t head_ = 0;
   uint64_t tail_ = 0;
-  uint64_t held_bytes_ = 0;  // of all slots
+  uint64_t held_bytes_ = 0;     // of all slots
+  uint64_t charged_bytes_ = 0;  // of these, to the loop's budget
   uint32_t in_device_ = 0;   // submitted and not ended
   uint64_t failed_ = 0;
 
@@ -122,6 +126,15 @@ class Session1 {
   bool lingers_ = false;              // bytes may come that nobody will read: let the last replies out first
   uint64_t receive_deadline_ms_ = 0;  // of the request that has begun to arrive; 0: none
   uint64_t send_deadline_ms_ = 0;
+
+  // Data that the peer is taking or giving right now: since when (0: none), and how much of it has moved.
+  struct Transfer {
+    uint64_t since_ms = 0;
+    uint64_t moved_bytes = 0;
+  };
+  Transfer giving_;
+  Transfer taking_;
+  static bool holds_up_others(const Transfer& transfer, uint64_t now_ms);
   std::string close_reason_;
 };
 

@@ -30,7 +30,8 @@ struct FileOptions {
 };
 
 // Opens, locks and sizes the file. The lock (flock; exclusive, or shared when read-only) keeps every second process,
-// and every second store of this process, away until the store is destroyed. Errors name the path and what to do.
+// and every second store of this process, away until the store is destroyed. Errors name the path and what to do; EBUSY:
+// this process holds the file, EAGAIN: another one does.
 Result<std::unique_ptr<block::Device>> open_file_store(io::Backend& backend, const FileOptions& options);
 
 // The engine, on files that are already open; for tests and simulators too.

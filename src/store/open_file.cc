@@ -60,7 +60,7 @@ Status lock(int fd, const FileOptions& options) {
     const pid_t holder = lock_holder(fd);
     // Waiting for oneself is vain.
     if (clock.now_ms() >= give_up_at || holder == ::getpid())
-      return make_error(EBUSY, "{} is in use by another {}{}: stop that one first, or use another file", options.path,
+      return make_error(holder == ::getpid() ? EBUSY : EAGAIN, "{} is in use by another {}{}: stop that one first, or use another file", options.path,
                         holder == ::getpid() ? "export" : "server", holder_text(holder));
     if (!told && options.on_wait)
       options.on_wait(fmt::format("{} is in use{}; waiting up to {} s for it", options.path, holder_text(holder),

@@ -102,6 +102,11 @@ Result<io::UniqueFd> connect_to(const addrinfo& entry, uint64_t timeout_ms) {
     (void)::getsockopt(fd.get(), SOL_SOCKET, SO_ERROR, &error, &length);
     if (error != 0) return make_error(error, "{}", errno_text(error));
   }
+  // A connect to a free port of the own host can meet itself when its own port is that one.
+  const auto local = local_address(fd.get());
+  const auto peer = peer_address(fd.get());
+  if (local && peer && local.value().port == peer.value().port && local.value().ip == peer.value().ip)
+    return make_error(ECONNREFUSED, "{}", errno_text(ECONNREFUSED));
   tune_tcp(fd.get());
   return fd;
 }
@@ -144,10 +149,14 @@ Result<io::UniqueFd> tcp_listen(const std::string& host, uint16_t port) {
   }
   auto list = resolve(host, port, AI_PASSIVE);
   if (!list) return std::move(list).error();
-  const addrinfo& first = *list.value();
-  auto fd = listen_on(first.ai_family, first.ai_addr, first.ai_addrlen, host == "::");
-  if (!fd) return listen_error(host, port, fd.error());
-  return fd;
+  // A name may have an address of a family that this machine does not have: the first that can be had is taken.
+  for (const addrinfo* entry = list.value().get();; entry = entry->ai_next) {
+    auto fd = listen_on(entry->ai_family, entry->ai_addr, entry->ai_addrlen, host == "::");
+    if (fd) return fd;
+    const int error = fd.error().code;
+    if (entry->ai_next == nullptr || (error != EAFNOSUPPORT && error != EADDRNOTAVAIL))
+      return listen_error(host, port, fd.error());
+  }
 }
 
 Result<io::UniqueFd> tcp_connect(const std::string& host, uint16_t port, uint64_t timeout_ms) {
@@ -168,6 +177,8 @@ void tune_tcp(int fd) {
   set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, kKeepIdleSeconds);
   set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, kKeepIntervalSeconds);
   set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, kKeepProbes);
+  // Keepalive says nothing while data is unacknowledged: that has the same limit.
+  set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, (kKeepIdleSeconds + kKeepProbes * kKeepIntervalSeconds) * 1000);
 }
 
 Result<TcpAddress> peer_address(int fd) { return from_socket(fd, &::getpeername); }

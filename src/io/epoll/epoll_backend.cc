@@ -15,6 +15,7 @@
 #include "base/check.h"
 #include "io/epoll/worker_pool.h"
 #include "io/socket.h"
+#include "io/socket_stream.h"
 
 namespace netblk::io {
 namespace {
@@ -24,7 +25,8 @@ class EpollLoop;
 // What epoll reports on: one descriptor, registered once, edge-triggered.
 class Watched {
  public:
-  Watched(EpollLoop& loop, UniqueFd fd);
+  // fd: outlives the registration.
+  Watched(EpollLoop& loop, int fd);
   Watched(const Watched&) = delete;
   Watched& operator=(const Watched&) = delete;
   virtual ~Watched();
@@ -36,7 +38,9 @@ class Watched {
 
  protected:
   EpollLoop& loop_;
-  UniqueFd fd_;
+
+ private:
+  int watched_fd_;
 };
 
 class EpollLoop final : public Loop {
@@ -106,12 +110,12 @@ class EpollLoop final : public Loop {
   bool found_ = false;
 };
 
-Watched::Watched(EpollLoop& loop, UniqueFd fd) : loop_(loop), fd_(std::move(fd)) { loop_.watch(fd_.get(), *this); }
-Watched::~Watched() { loop_.unwatch(fd_.get(), *this); }
+Watched::Watched(EpollLoop& loop, int fd) : loop_(loop), watched_fd_(fd) { loop_.watch(watched_fd_, *this); }
+Watched::~Watched() { loop_.unwatch(watched_fd_, *this); }
 
-class EpollStream final : public Stream, private Watched {
+class EpollStream final : public SocketStream, private Watched {
  public:
-  EpollStream(EpollLoop& loop, UniqueFd fd) : Watched(loop, std::move(fd)) {}
+  EpollStream(EpollLoop& loop, UniqueFd fd) : SocketStream(std::move(fd)), Watched(loop, socket()) {}
   ~EpollStream() override { NETBLK_CHECK(recv_ == nullptr && send_ == nullptr, "a stream is destroyed in use"); }
 
   bool recv(Op& op, std::span<std::byte> into) override {
@@ -125,7 +129,7 @@ class EpollStream final : public Stream, private Watched {
 
   bool send(Op& op, std::span<const iovec> parts) override {
     NETBLK_CHECK(send_ == nullptr, "two sends on one stream");
-    const int32_t sent = send_now(fd_.get(), parts);
+    const int32_t sent = send_now(socket(), parts);
     if (sent != -EAGAIN) return op.finish_now(sent);
     send_ = &op;
     parts_ = parts;
@@ -133,22 +137,14 @@ class EpollStream final : public Stream, private Watched {
     return false;
   }
 
-  void shutdown() override { ::shutdown(fd_.get(), SHUT_RDWR); }
-  void shutdown_read() override { ::shutdown(fd_.get(), SHUT_RD); }
-  void shutdown_write() override { ::shutdown(fd_.get(), SHUT_WR); }
-  void abort() override { abort_now(fd_.get()); }
-
  private:
   void retry() override {
     if (recv_ != nullptr) {
-      ssize_t got;
-      do {
-        got = ::recv(fd_.get(), into_.data(), into_.size(), MSG_DONTWAIT);
-      } while (got < 0 && errno == EINTR);
-      if (got >= 0 || errno != EAGAIN) finish(recv_, got >= 0 ? static_cast<int32_t>(got) : -errno);
+      const int32_t got = recv_now(into_);
+      if (got != -EAGAIN) finish(recv_, got);
     }
     if (send_ != nullptr) {
-      const int32_t sent = send_now(fd_.get(), parts_);
+      const int32_t sent = send_now(socket(), parts_);
       if (sent != -EAGAIN) finish(send_, sent);
     }
   }
@@ -163,9 +159,14 @@ class EpollStream final : public Stream, private Watched {
   std::span<const iovec> parts_;
 };
 
-class EpollListener final : public Listener, private Watched {
+// Owns a descriptor; a base of its own, so that it is made before what watches it and closed after.
+struct Owned {
+  UniqueFd fd_;
+};
+
+class EpollListener final : public Listener, private Owned, private Watched {
  public:
-  EpollListener(EpollLoop& loop, UniqueFd fd) : Watched(loop, std::move(fd)) {}
+  EpollListener(EpollLoop& loop, UniqueFd fd) : Owned{std::move(fd)}, Watched(loop, fd_.get()) {}
   ~EpollListener() override { NETBLK_CHECK(accept_ == nullptr, "a listener is destroyed in use"); }
 
   bool accept(Op& op) override {

@@ -11,6 +11,7 @@
 
 #include "base/check.h"
 #include "io/socket.h"
+#include "io/socket_stream.h"
 #include "io/uring/uring_loop.h"
 
 namespace netblk::io {
@@ -27,35 +28,29 @@ constexpr std::array kNeeded = {
     Needed{IORING_OP_FALLOCATE, "fallocate"},
 };
 
-class UringStream final : public Stream {
+class UringStream final : public SocketStream {
  public:
-  UringStream(UringLoop& loop, UniqueFd fd) : loop_(loop), fd_(std::move(fd)) {}
+  UringStream(UringLoop& loop, UniqueFd fd) : SocketStream(std::move(fd)), loop_(loop) {}
   ~UringStream() override { NETBLK_CHECK(in_flight_ == 0, "a stream is destroyed in use"); }
 
   bool recv(Op& op, std::span<std::byte> into) override {
     io_uring_sqe& sqe = loop_.entry(op, &in_flight_);
-    io_uring_prep_recv(&sqe, fd_.get(), into.data(), into.size(), 0);
+    io_uring_prep_recv(&sqe, socket(), into.data(), into.size(), 0);
     // A connection with one request in flight never has data here: ask the kernel to wait first instead of trying.
-    sqe.ioprio = IORING_RECVSEND_POLL_FIRST;
+    if (loop_.can_poll_first()) sqe.ioprio = IORING_RECVSEND_POLL_FIRST;
     return false;
   }
 
   bool send(Op& op, std::span<const iovec> parts) override {
-    const int32_t sent = send_now(fd_.get(), parts);
+    const int32_t sent = send_now(socket(), parts);
     if (sent != -EAGAIN) return op.finish_now(sent);
     message_ = gathered(parts);
-    io_uring_prep_sendmsg(&loop_.entry(op, &in_flight_), fd_.get(), &message_, MSG_NOSIGNAL);
+    io_uring_prep_sendmsg(&loop_.entry(op, &in_flight_), socket(), &message_, MSG_NOSIGNAL);
     return false;
   }
 
-  void shutdown() override { ::shutdown(fd_.get(), SHUT_RDWR); }
-  void shutdown_read() override { ::shutdown(fd_.get(), SHUT_RD); }
-  void shutdown_write() override { ::shutdown(fd_.get(), SHUT_WR); }
-  void abort() override { abort_now(fd_.get()); }
-
  private:
   UringLoop& loop_;
-  UniqueFd fd_;
   msghdr message_{};  // of the send in flight
   uint32_t in_flight_ = 0;
 };

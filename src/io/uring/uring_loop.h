@@ -20,6 +20,11 @@ class UringLoop final : public Loop {
   std::unique_ptr<Listener> make_listener(UniqueFd fd) override;
   std::string description() const override;
 
+  // IORING_RECVSEND_POLL_FIRST came with the same kernel (5.19) as the first of the set-up flags that we try.
+  bool can_poll_first() const {
+    return (setup_flags_ & (IORING_SETUP_COOP_TASKRUN | IORING_SETUP_DEFER_TASKRUN)) != 0;
+  }
+
   // A submission entry that will complete `op`; never null. The caller fills it before anything else is started.
   // owner_count: as Op::begin() has it.
   io_uring_sqe& entry(Op& op, uint32_t* owner_count = nullptr);
