@@ -13,7 +13,7 @@ fail() { echo "FAIL $1: $2"; failed=$((failed + 1)); }
 traces() {
 	grep -c -E '/build/run/|/run/netblk' /proc/mounts
 	losetup -ln -O BACK-FILE | grep -c netblk
-	pgrep -fc "$PWD/build/output/netblk"
+	pgrep -fc "netblk_server .*$PWD/build/run/|$PWD/build/output/netblk attach"
 	find /run/netblk -mindepth 1 -maxdepth 1 2>/dev/null | wc -l
 }
 

@@ -19,6 +19,7 @@
 #include "netblk_version.h"
 #include "server/server.h"
 #include "store_spec.h"
+#include "transport/tcp.h"
 
 namespace netblk::tools {
 namespace {
@@ -113,6 +114,7 @@ int serve(const Arguments& arguments, const server::Config& config) {
   options.threads = arguments.threads != 0 ? arguments.threads : std::thread::hardware_concurrency();
   options.threads = std::clamp(options.threads, 1u, limits::kMaxLoops);
   options.shard.request_timeout_ms = static_cast<uint64_t>(arguments.request_timeout_s * 1000);
+  options.shard.prepare_socket = transport::tune_tcp;
   options.config_path = arguments.config_path;
   // A starting server waits for one that is still stopping; a running one does not wait for a file at a reload.
   uint64_t lock_wait_ms = limits::kStoreLockWaitMs;
@@ -121,7 +123,8 @@ int serve(const Arguments& arguments, const server::Config& config) {
   };
   // Before the first listen: from there on a signal means a drain, not a sudden end.
   server::Server::block_signals();
-  server::Server server(*backend.value(), clock, open, options);
+  const auto listen = [](const server::ListenConfig& where) { return transport::tcp_listen(where.host, where.port); };
+  server::Server server(*backend.value(), clock, open, listen, options);
   if (auto opened = server.open(config); !opened)
     return fail(opened.error().code == EINVAL && arguments.config_path.empty() ? kMalformed : kFailed,
                 opened.error().message);

@@ -23,17 +23,10 @@ static_assert(!std::is_copy_constructible_v<Device> && !std::is_move_constructib
 constexpr uint64_t kSize = 1 << 20;
 constexpr uint64_t kMax64 = std::numeric_limits<uint64_t>::max();
 
-// Only an address: the device tests never turn the loop.
-class IdleLoop final : public io::Loop {
+// Only an address: nothing is posted in the device tests.
+class NoMail final : public coro::Mailbox {
  public:
-  explicit IdleLoop(const io::Clock& clock) : Loop(clock) {}
-  std::unique_ptr<io::Stream> make_stream(io::UniqueFd) override { return nullptr; }
-  std::unique_ptr<io::Listener> make_listener(io::UniqueFd) override { return nullptr; }
-  std::string description() const override { return "idle"; }
-
- protected:
-  void poll(int64_t) override {}
-  void wake() override {}
+  void post(coro::Posted&) override { FAIL() << "a device posted"; }
 };
 
 class TestDevice : public Device {
@@ -93,7 +86,7 @@ class OverwritingDevice final : public Device {
 };
 
 struct Ask : Request {
-  explicit Ask(io::Loop* on) : Request([](Request& self) { ++static_cast<Ask&>(self).ends; }) { loop = on; }
+  explicit Ask(coro::Mailbox* on) : Request([](Request& self) { ++static_cast<Ask&>(self).ends; }) { loop = on; }
   Ask& set(Command what, uint64_t at, uint64_t bytes) {
     command = what;
     offset = at;
@@ -108,8 +101,7 @@ struct Ask : Request {
 class DeviceTest : public testing::Test {
  protected:
   void SetUp() override { GTEST_FLAG_SET(death_test_style, "threadsafe"); }
-  io::SteadyClock clock_;
-  IdleLoop loop_{clock_};
+  NoMail loop_;
 };
 using DeviceDeath = DeviceTest;
 

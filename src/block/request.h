@@ -8,8 +8,8 @@
 #include <utility>
 
 #include "base/check.h"
-#include "io/loop.h"
-#include "io/op.h"
+#include "coro/mailbox.h"
+#include "coro/op.h"
 
 namespace netblk::block {
 
@@ -50,8 +50,9 @@ struct Request {
 
   OnDone on_done;
 
+  // loop: the caller's own, which a store that does input and output knows as an io::Loop.
   // What the caller asks. Bytes; data: `length` bytes for kRead and kWrite, owned by the caller, stable until the end.
-  io::Loop* loop = nullptr;
+  coro::Mailbox* loop = nullptr;
   Command command = Command::kRead;
   bool fua = false;  // kWrite, kTrim, kWriteZeroes: durable before the end (Force Unit Access)
   uint64_t offset = 0;
@@ -69,11 +70,11 @@ struct Request {
 
   // Memory for the device that holds the request; nobody else touches it.
   struct Held {
-    struct Io : io::Op {
+    struct Io : coro::Op {
       Io() : Op(nullptr) {}
       Request* request = nullptr;
     };
-    struct Hop : io::Posted {
+    struct Hop : coro::Posted {
       Hop() : Posted([](coro::Runnable& self) {
           auto& arrived = static_cast<Hop&>(self);
           arrived.action(*arrived.request);

@@ -81,10 +81,7 @@ class Peer {
   }
   bool send_byte(uint8_t byte) { return send(&byte, 1); }
   bool reply(uint8_t status, const std::vector<std::byte>& data = {}) {
-    std::vector<std::byte> bytes(1 + data.size());
-    bytes[0] = std::byte{status};
-    if (!data.empty()) std::memcpy(bytes.data() + 1, data.data(), data.size());
-    return send(bytes.data(), bytes.size());
+    return send_byte(status) && send(data.data(), data.size());
   }
   // Until the client has gone.
   void wait_for_end() {

@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "base/result.h"
+#include "coro/mailbox.h"
 #include "coro/ready_queue.h"
 #include "coro/task.h"
 #include "io/clock.h"
@@ -42,13 +43,9 @@ class Timer : public coro::Runnable {
   bool armed_ = false;
 };
 
-// A message from another thread: `run` is called once on the loop's thread, from its ready queue.
-struct Posted : coro::Runnable {
-  explicit Posted(Run run_function) : Runnable(run_function) {}
-  Posted* next_posted = nullptr;
-};
+using coro::Posted;
 
-class Loop {
+class Loop : public coro::Mailbox {
  public:
   explicit Loop(const Clock& clock) : clock_(clock) {}
   Loop(const Loop&) = delete;
@@ -58,8 +55,7 @@ class Loop {
   // Runs the task and all that it starts on the calling thread, until the task has ended.
   void run(coro::Task<void> main);
 
-  // Thread-safe. The message lives until it ran.
-  void post(Posted& message);
+  void post(Posted& message) final;
 
   const Clock& clock() const { return clock_; }
   uint64_t now_ms() const { return clock_.now_ms(); }

@@ -75,7 +75,7 @@ size_t find_comma_options(std::string_view store) {
 
 }  // namespace
 
-bool Cidr::contains(const transport::TcpAddress& address) const {
+bool Cidr::contains(const io::Address& address) const {
   for (unsigned bit = 0; bit < prefix_bits; bit += 8) {
     const unsigned bits = std::min(8u, prefix_bits - bit);
     const auto mask = static_cast<uint8_t>(0xff00u >> bits);

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "base/result.h"
-#include "transport/tcp.h"
+#include "io/address.h"
 
 namespace netblk::server {
 
@@ -18,7 +18,7 @@ struct Cidr {
   std::array<uint8_t, 16> network{};
   unsigned prefix_bits = 128;  // of the IPv6 form
 
-  bool contains(const transport::TcpAddress& address) const;
+  bool contains(const io::Address& address) const;
   bool operator==(const Cidr&) const = default;
 };
 

@@ -5,7 +5,7 @@
 
 namespace netblk::server {
 
-std::string Export::enter(const transport::TcpAddress& peer) {
+std::string Export::enter(const io::Address& peer) {
   const std::lock_guard lock(mutex_);
   const auto allows = [&](const Cidr& range) { return range.contains(peer); };
   if (!config_.allow.empty() && std::none_of(config_.allow.begin(), config_.allow.end(), allows))

@@ -33,7 +33,7 @@ class Export {
   bool closed() const { return closed_.load(std::memory_order_acquire); }
 
   // Admission. Why `peer` is refused, in words for the log, or an empty text and a place that leave() gives back.
-  std::string enter(const transport::TcpAddress& peer);
+  std::string enter(const io::Address& peer);
   void leave() { connections_.fetch_sub(1, std::memory_order_relaxed); }
 
   // Takes over the rules of a newer configuration; the store is the same. Sessions stay.

@@ -37,8 +37,12 @@ sigset_t handled_signals() {
 
 }  // namespace
 
-Server::Server(io::Backend& backend, const io::Clock& clock, OpenStore open_store, ServerOptions options)
-    : backend_(backend), clock_(clock), open_store_(std::move(open_store)), options_(std::move(options)) {}
+Server::Server(io::Backend& backend, const io::Clock& clock, OpenStore open_store, Listen listen, ServerOptions options)
+    : backend_(backend),
+      clock_(clock),
+      open_store_(std::move(open_store)),
+      listen_(std::move(listen)),
+      options_(std::move(options)) {}
 
 Server::~Server() = default;
 
@@ -67,13 +71,13 @@ Status Server::open(const Config& config) {
         return make_error(EINVAL, "two exports are named '{}': give each a name of its own", config.exports[i].name);
   // Addresses first: a port in use is said before a store is created or waited for.
   for (const ListenConfig& listen : config.listens) {
-    auto fd = transport::tcp_listen(listen.host, listen.port);
+    auto fd = listen_(listen);
     if (!fd && listen.optional && (fd.error().code == EAFNOSUPPORT || fd.error().code == EADDRNOTAVAIL)) {
       log_info("{}; not listening there", fd.error().message);
       continue;
     }
     if (!fd) return std::move(fd).error();
-    auto address = transport::local_address(fd.value().get());
+    auto address = io::local_address(fd.value().get());
     if (!address) return std::move(address).error();
     bound_.push_back({listen, std::move(fd).value(), address.value(), nullptr});
   }

@@ -17,6 +17,9 @@
 
 namespace netblk::server {
 
+// Makes a listening socket. Given by main, which knows the transports. Errors name the address and what to do.
+using Listen = std::function<Result<io::UniqueFd>(const ListenConfig&)>;
+
 struct ServerOptions {
   unsigned threads = 1;
   ShardOptions shard;
@@ -26,8 +29,8 @@ struct ServerOptions {
 
 class Server {
  public:
-  // `backend`, `clock` and what `open_store` needs outlive the server.
-  Server(io::Backend& backend, const io::Clock& clock, OpenStore open_store, ServerOptions options);
+  // `backend`, `clock` and what the functions need outlive the server.
+  Server(io::Backend& backend, const io::Clock& clock, OpenStore open_store, Listen listen, ServerOptions options);
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
   ~Server();
@@ -47,7 +50,7 @@ class Server {
   struct Bound {
     ListenConfig config;
     io::UniqueFd fd;
-    transport::TcpAddress address;
+    io::Address address;
     std::unique_ptr<io::Listener> listener;  // while it runs
   };
 
@@ -64,6 +67,7 @@ class Server {
   io::Backend& backend_;
   const io::Clock& clock_;
   OpenStore open_store_;
+  Listen listen_;
   ServerOptions options_;
   ExportTable exports_;
   std::string first_name_;                // of the export that netblk/1 clients get

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "io/address.h"
 
 namespace netblk::server {
 
@@ -41,6 +42,7 @@ Shard::Shard(std::unique_ptr<io::Loop> loop, const ExportTable& exports, const S
     : loop_(std::move(loop)),
       exports_(exports),
       context_{*loop_, {}, {}, options.request_timeout_ms, options.send_timeout_ms},
+      prepare_socket_(options.prepare_socket),
       connections_(connections),
       sweep_(*this) {}
 
@@ -83,7 +85,7 @@ coro::Task<void> Shard::serve(std::function<void()> on_drained) {
 }
 
 coro::Task<void> Shard::connection(io::UniqueFd fd, uint64_t number) {
-  const auto peer = transport::peer_address(fd.get());
+  const auto peer = io::peer_address(fd.get());
   const std::string name =
       fmt::format("connection {} from {}", number, peer ? peer.value().text() : std::string("a peer that is gone"));
   const std::shared_ptr<Export> served = exports_.first();
@@ -95,7 +97,7 @@ coro::Task<void> Shard::connection(io::UniqueFd fd, uint64_t number) {
   if (!refusal.empty()) {
     log_info("{} refused: {}", name, refusal);
   } else {
-    transport::tune_tcp(fd.get());
+    if (prepare_socket_ != nullptr) prepare_socket_(fd.get());
     log_info("{} opened: export '{}'", name, served->config().name);
     {
       Session1 session(context_, loop_->make_stream(std::move(fd)), served, name);

@@ -18,6 +18,8 @@
 namespace netblk::server {
 
 struct ShardOptions {
+  // Sets what the transport wants on an accepted socket. Thread-safe.
+  void (*prepare_socket)(int fd) = nullptr;
   uint64_t request_timeout_ms = limits::kRequestTimeoutMs;
   uint64_t send_timeout_ms = limits::kSendStallTimeoutMs;
 };
@@ -56,6 +58,7 @@ class Shard {
   std::unique_ptr<io::Loop> loop_;
   const ExportTable& exports_;
   SessionContext context_;
+  void (*prepare_socket_)(int fd);
   std::atomic<uint32_t>& connections_;
   coro::Scope scope_;
   std::set<Session1*> sessions_;

@@ -8,6 +8,7 @@
 
 #include "block/request.h"
 #include "io/file.h"
+#include "io/loop.h"
 
 namespace netblk::store {
 

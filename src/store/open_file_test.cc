@@ -292,7 +292,7 @@ TEST_P(OpenFile, AnotherProcessIsRefusedAndNamed) {
   Holder holder(path(), LOCK_EX);
   ASSERT_TRUE(holder.holds());
   const Error error = refusal({.path = path(), .size_bytes = 2 * kMiB});
-  EXPECT_EQ(error.code, EBUSY);
+  EXPECT_EQ(error.code, EAGAIN);
   EXPECT_NE(error.message.find("in use"), std::string::npos) << error.message;
   EXPECT_NE(error.message.find(std::to_string(holder.pid())), std::string::npos) << error.message;
   EXPECT_EQ(status_of(path()).st_size, static_cast<off_t>(kMiB)) << "resized a file that it could not lock";
@@ -348,7 +348,7 @@ TEST_P(OpenFile, WaitingForTheLockHasItsEnd) {
   Holder holder(path(), LOCK_EX);
   ASSERT_TRUE(holder.holds());
   const uint64_t began = clock_.now_ms();
-  EXPECT_EQ(refusal({.path = path(), .lock_wait_ms = 120}).code, EBUSY);
+  EXPECT_EQ(refusal({.path = path(), .lock_wait_ms = 120}).code, EAGAIN);
   EXPECT_GE(clock_.now_ms(), began + 120);
 }
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "transport/tcp.h"
 
-#include <arpa/inet.h>
 #include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
@@ -12,7 +11,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
 #include <memory>
 
 namespace netblk::transport {
@@ -26,7 +24,6 @@ constexpr long kPortRetryNs = 50'000'000;
 constexpr int kKeepIdleSeconds = 60;
 constexpr int kKeepIntervalSeconds = 10;
 constexpr int kKeepProbes = 6;
-constexpr std::array<uint8_t, 12> kMappedPrefix = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
 
 void set_option(int fd, int level, int name, int value) { (void)::setsockopt(fd, level, name, &value, sizeof value); }
 
@@ -40,29 +37,6 @@ Result<AddressList> resolve(const std::string& host, uint16_t port, int flags) {
   const int error = ::getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &list);
   if (error != 0) return make_error(EINVAL, "cannot resolve host {}: {}", host, ::gai_strerror(error));
   return AddressList(list, &::freeaddrinfo);
-}
-
-Result<TcpAddress> from_socket(int fd, int (*get)(int, sockaddr*, socklen_t*)) {
-  sockaddr_storage storage{};
-  socklen_t length = sizeof storage;
-  if (get(fd, reinterpret_cast<sockaddr*>(&storage), &length) != 0)
-    return make_error(errno, "cannot read a socket's address: {}", errno_text(errno));
-  TcpAddress address;
-  if (storage.ss_family == AF_INET6) {
-    sockaddr_in6 in6;
-    std::memcpy(&in6, &storage, sizeof in6);
-    std::memcpy(address.ip.data(), &in6.sin6_addr, 16);
-    address.port = ntohs(in6.sin6_port);
-  } else if (storage.ss_family == AF_INET) {
-    sockaddr_in in4;
-    std::memcpy(&in4, &storage, sizeof in4);
-    std::copy(kMappedPrefix.begin(), kMappedPrefix.end(), address.ip.begin());
-    std::memcpy(address.ip.data() + kMappedPrefix.size(), &in4.sin_addr, 4);
-    address.port = ntohs(in4.sin_port);
-  } else {
-    return make_error(EAFNOSUPPORT, "the socket is not TCP");
-  }
-  return address;
 }
 
 Result<io::UniqueFd> listen_on(int family, const sockaddr* address, socklen_t length, bool dual_stack) {
@@ -103,8 +77,8 @@ Result<io::UniqueFd> connect_to(const addrinfo& entry, uint64_t timeout_ms) {
     if (error != 0) return make_error(error, "{}", errno_text(error));
   }
   // A connect to a free port of the own host can meet itself when its own port is that one.
-  const auto local = local_address(fd.get());
-  const auto peer = peer_address(fd.get());
+  const auto local = io::local_address(fd.get());
+  const auto peer = io::peer_address(fd.get());
   if (local && peer && local.value().port == peer.value().port && local.value().ip == peer.value().ip)
     return make_error(ECONNREFUSED, "{}", errno_text(ECONNREFUSED));
   tune_tcp(fd.get());
@@ -112,23 +86,6 @@ Result<io::UniqueFd> connect_to(const addrinfo& entry, uint64_t timeout_ms) {
 }
 
 }  // namespace
-
-bool TcpAddress::is_ipv4() const { return std::equal(kMappedPrefix.begin(), kMappedPrefix.end(), ip.begin()); }
-
-bool TcpAddress::is_loopback() const {
-  if (is_ipv4()) return ip[12] == 127;
-  return std::all_of(ip.begin(), ip.end() - 1, [](uint8_t byte) { return byte == 0; }) && ip[15] == 1;
-}
-
-std::string TcpAddress::text() const {
-  std::array<char, INET6_ADDRSTRLEN> buffer{};
-  if (is_ipv4()) {
-    ::inet_ntop(AF_INET, ip.data() + kMappedPrefix.size(), buffer.data(), buffer.size());
-    return fmt::format("{}:{}", buffer.data(), port);
-  }
-  ::inet_ntop(AF_INET6, ip.data(), buffer.data(), buffer.size());
-  return fmt::format("[{}]:{}", buffer.data(), port);
-}
 
 Result<io::UniqueFd> tcp_listen(const std::string& host, uint16_t port) {
   if (host.empty() || host == "*") {
@@ -180,8 +137,5 @@ void tune_tcp(int fd) {
   // Keepalive says nothing while data is unacknowledged: that has the same limit.
   set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, (kKeepIdleSeconds + kKeepProbes * kKeepIntervalSeconds) * 1000);
 }
-
-Result<TcpAddress> peer_address(int fd) { return from_socket(fd, &::getpeername); }
-Result<TcpAddress> local_address(int fd) { return from_socket(fd, &::getsockname); }
 
 }  // namespace netblk::transport

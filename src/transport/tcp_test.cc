@@ -18,15 +18,15 @@
 namespace netblk::transport {
 namespace {
 
-TcpAddress address4(uint8_t a, uint8_t b, uint8_t c, uint8_t d, uint16_t port) {
-  TcpAddress address;
+io::Address address4(uint8_t a, uint8_t b, uint8_t c, uint8_t d, uint16_t port) {
+  io::Address address;
   address.ip = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d};
   address.port = port;
   return address;
 }
 
-TcpAddress address6(const char* text, uint16_t port) {
-  TcpAddress address;
+io::Address address6(const char* text, uint16_t port) {
+  io::Address address;
   EXPECT_EQ(::inet_pton(AF_INET6, text, address.ip.data()), 1);
   address.port = port;
   return address;
@@ -48,7 +48,7 @@ io::UniqueFd accept_from(int listener) {
   }
 }
 
-TEST(TcpAddress, IsWrittenAsPeopleWriteIt) {
+TEST(Address, IsWrittenAsPeopleWriteIt) {
   EXPECT_EQ(address4(192, 0, 2, 1, 10809).text(), "192.0.2.1:10809");
   EXPECT_EQ(address4(127, 0, 0, 1, 1).text(), "127.0.0.1:1");
   EXPECT_EQ(address6("2001:db8::1", 10809).text(), "[2001:db8::1]:10809");
@@ -56,7 +56,7 @@ TEST(TcpAddress, IsWrittenAsPeopleWriteIt) {
   EXPECT_EQ(address6("::", 0).text(), "[::]:0");
 }
 
-TEST(TcpAddress, KnowsLoopbackAndItsFamily) {
+TEST(Address, KnowsLoopbackAndItsFamily) {
   EXPECT_TRUE(address4(127, 0, 0, 1, 0).is_loopback());
   EXPECT_TRUE(address4(127, 255, 1, 2, 0).is_loopback());
   EXPECT_FALSE(address4(128, 0, 0, 1, 0).is_loopback());
@@ -73,7 +73,7 @@ TEST(TcpAddress, KnowsLoopbackAndItsFamily) {
 TEST(Tcp, ListensOnAFreeLoopbackPortAndConnects) {
   auto listener = tcp_listen("127.0.0.1", 0);
   ASSERT_TRUE(listener.ok()) << listener.error().message;
-  const auto local = local_address(listener.value().get());
+  const auto local = io::local_address(listener.value().get());
   ASSERT_TRUE(local.ok());
   EXPECT_TRUE(local.value().is_loopback());
   EXPECT_NE(local.value().port, 0);
@@ -81,8 +81,8 @@ TEST(Tcp, ListensOnAFreeLoopbackPortAndConnects) {
   ASSERT_TRUE(client.ok()) << client.error().message;
   const io::UniqueFd accepted = accept_from(listener.value().get());
   ASSERT_TRUE(accepted.valid());
-  EXPECT_EQ(peer_address(accepted.get()).value().text(), local_address(client.value().get()).value().text());
-  EXPECT_EQ(peer_address(client.value().get()).value().text(), local.value().text());
+  EXPECT_EQ(io::peer_address(accepted.get()).value().text(), io::local_address(client.value().get()).value().text());
+  EXPECT_EQ(io::peer_address(client.value().get()).value().text(), local.value().text());
   EXPECT_NE(::fcntl(listener.value().get(), F_GETFD) & FD_CLOEXEC, 0);
   EXPECT_NE(::fcntl(client.value().get(), F_GETFD) & FD_CLOEXEC, 0);
 }
@@ -91,7 +91,7 @@ TEST(Tcp, EveryAddressTakesIpv4AndIpv6) {
   for (const char* host : {"", "*", "::"}) {
     auto listener = tcp_listen(host, 0);
     ASSERT_TRUE(listener.ok()) << '"' << host << "\": " << listener.error().message;
-    const uint16_t port = local_address(listener.value().get()).value().port;
+    const uint16_t port = io::local_address(listener.value().get()).value().port;
     for (const char* target : {"127.0.0.1", "::1"}) {
       auto client = tcp_connect(target, port, 5000);
       if (!client && (client.error().code == EADDRNOTAVAIL || client.error().code == EAFNOSUPPORT)) {
@@ -100,7 +100,7 @@ TEST(Tcp, EveryAddressTakesIpv4AndIpv6) {
       }
       ASSERT_TRUE(client.ok()) << client.error().message;
       const io::UniqueFd accepted = accept_from(listener.value().get());
-      const auto peer = peer_address(accepted.get());
+      const auto peer = io::peer_address(accepted.get());
       ASSERT_TRUE(peer.ok());
       EXPECT_TRUE(peer.value().is_loopback()) << peer.value().text();
       EXPECT_EQ(peer.value().is_ipv4(), std::string(target) == "127.0.0.1") << peer.value().text();
@@ -111,7 +111,7 @@ TEST(Tcp, EveryAddressTakesIpv4AndIpv6) {
 TEST(Tcp, ANameIsResolved) {
   auto listener = tcp_listen("localhost", 0);
   ASSERT_TRUE(listener.ok()) << listener.error().message;
-  const auto local = local_address(listener.value().get());
+  const auto local = io::local_address(listener.value().get());
   EXPECT_TRUE(local.value().is_loopback());
   auto client = tcp_connect("localhost", local.value().port, 5000);
   EXPECT_TRUE(client.ok()) << client.error().message;
@@ -120,7 +120,7 @@ TEST(Tcp, ANameIsResolved) {
 TEST(Tcp, APortInUseIsRefusedInWords) {
   auto first = tcp_listen("127.0.0.1", 0);
   ASSERT_TRUE(first.ok());
-  const uint16_t port = local_address(first.value().get()).value().port;
+  const uint16_t port = io::local_address(first.value().get()).value().port;
   const auto second = tcp_listen("127.0.0.1", port);
   ASSERT_FALSE(second.ok());
   EXPECT_EQ(second.error().code, EADDRINUSE);
@@ -132,7 +132,7 @@ TEST(Tcp, APortInUseIsRefusedInWords) {
 TEST(Tcp, APortIsTakenBackAtOnceThoughConnectionsLinger) {
   auto first = tcp_listen("127.0.0.1", 0);
   ASSERT_TRUE(first.ok());
-  const uint16_t port = local_address(first.value().get()).value().port;
+  const uint16_t port = io::local_address(first.value().get()).value().port;
   {
     auto client = tcp_connect("127.0.0.1", port, 5000);
     ASSERT_TRUE(client.ok());
@@ -169,7 +169,7 @@ TEST(Tcp, ARefusedConnectionIsSaidInWords) {
   {
     auto listener = tcp_listen("127.0.0.1", 0);
     ASSERT_TRUE(listener.ok());
-    port = local_address(listener.value().get()).value().port;
+    port = io::local_address(listener.value().get()).value().port;
   }
   const auto client = tcp_connect("127.0.0.1", port, 5000);
   ASSERT_FALSE(client.ok());
@@ -201,7 +201,7 @@ TEST(Tcp, AnUnansweredConnectionEndsInTime) {
 TEST(Tcp, TunesForSmallMessagesAndDeadPeers) {
   auto listener = tcp_listen("127.0.0.1", 0);
   ASSERT_TRUE(listener.ok());
-  auto client = tcp_connect("127.0.0.1", local_address(listener.value().get()).value().port, 5000);
+  auto client = tcp_connect("127.0.0.1", io::local_address(listener.value().get()).value().port, 5000);
   ASSERT_TRUE(client.ok());
   const io::UniqueFd accepted = accept_from(listener.value().get());
   tune_tcp(accepted.get());
@@ -216,13 +216,13 @@ TEST(Tcp, TunesForSmallMessagesAndDeadPeers) {
 }
 
 TEST(Tcp, AddressesOfWhatIsNoTcpSocketAreErrors) {
-  EXPECT_FALSE(local_address(-1).ok());
-  EXPECT_FALSE(peer_address(0).ok());
+  EXPECT_FALSE(io::local_address(-1).ok());
+  EXPECT_FALSE(io::peer_address(0).ok());
   int fds[2];
   ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
   const io::UniqueFd a(fds[0]), b(fds[1]);
-  EXPECT_FALSE(local_address(a.get()).ok());
-  EXPECT_FALSE(peer_address(b.get()).ok());
+  EXPECT_FALSE(io::local_address(a.get()).ok());
+  EXPECT_FALSE(io::peer_address(b.get()).ok());
 }
 
 }  // namespace

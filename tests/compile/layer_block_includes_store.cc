@@ -2,7 +2,7 @@
 // block may not know store (DESIGN 3).
 // room: block
 // error: fatal error: store/file_store\.h: No such file
-#include "io/loop.h"
+#include "coro/mailbox.h"
 #ifdef FAULT
 #include "store/file_store.h"
 #endif

@@ -2,7 +2,7 @@
 // server may not know io/epoll (DESIGN 3).
 // room: server
 // error: fatal error: io/epoll/epoll_backend\.h: No such file
-#include "transport/tcp.h"
+#include "io/loop.h"
 #ifdef FAULT
 #include "io/epoll/epoll_backend.h"
 #endif

@@ -22,8 +22,8 @@ CLEAN = {
                           "netblk_room(io LINK netblk::coro TEST_LINK netblk::io_epoll)\n"
                           "netblk_room(io/uring LINK netblk::io PRIVATE PkgConfig::LIBURING)\n"
                           "netblk_room(io/epoll LINK netblk::io)\n"
-                          "netblk_room(block LINK netblk::io)\n"
-                          "netblk_room(store LINK netblk::block)  # netblk_room(none LINK netblk::none)\n",
+                          "netblk_room(block LINK netblk::coro)\n"
+                          "netblk_room(store LINK netblk::block netblk::io)  # netblk_room(none LINK netblk::none)\n",
     "src/base/check.h": HEADER,
     "src/coro/task.h": HEADER + '#include "base/check.h"\n',
     "src/io/loop.h": HEADER + '#include "coro/task.h"\n#include "base/check.h"\n',

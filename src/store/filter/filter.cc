@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "io/loop.h"
 
 namespace netblk::store {
 
@@ -18,6 +19,9 @@ using block::Geometry;
 using block::Request;
 
 namespace {
+
+// As store/loop_of.h has it: a filter sees no store.
+io::Loop& loop_of(const Request& request) { return static_cast<io::Loop&>(*request.loop); }
 
 class Filter : public Device {
  public:
@@ -52,13 +56,13 @@ class DelayFilter final : public Filter {
   void start(Request& request, Completion completion) override {
     // The wait owns itself; it has gone when the request goes on.
     auto* const wait = new Wait(*this, request, std::move(completion));
-    wait->arm(request.loop->now_ms() + delay_ms_);
+    wait->arm(loop_of(request).now_ms() + delay_ms_);
   }
 
  private:
   struct Wait : io::Timer {
     Wait(DelayFilter& owner, Request& delayed, Completion duty)
-        : Timer(*delayed.loop,
+        : Timer(loop_of(delayed),
                 [](coro::Runnable& self) {
                   const std::unique_ptr<Wait> over(&static_cast<Wait&>(self));
                   over->filter.Filter::start(over->request, std::move(over->completion));

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "io/address.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+namespace netblk::io {
+namespace {
+
+constexpr std::array<uint8_t, 12> kMappedPrefix = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
+
+Result<Address> from_socket(int fd, int (*get)(int, sockaddr*, socklen_t*)) {
+  sockaddr_storage storage{};
+  socklen_t length = sizeof storage;
+  if (get(fd, reinterpret_cast<sockaddr*>(&storage), &length) != 0)
+    return make_error(errno, "cannot read a socket's address: {}", errno_text(errno));
+  Address address;
+  if (storage.ss_family == AF_INET6) {
+    sockaddr_in6 in6;
+    std::memcpy(&in6, &storage, sizeof in6);
+    std::memcpy(address.ip.data(), &in6.sin6_addr, 16);
+    address.port = ntohs(in6.sin6_port);
+  } else if (storage.ss_family == AF_INET) {
+    sockaddr_in in4;
+    std::memcpy(&in4, &storage, sizeof in4);
+    std::copy(kMappedPrefix.begin(), kMappedPrefix.end(), address.ip.begin());
+    std::memcpy(address.ip.data() + kMappedPrefix.size(), &in4.sin_addr, 4);
+    address.port = ntohs(in4.sin_port);
+  } else {
+    return make_error(EAFNOSUPPORT, "the socket is not an internet socket");
+  }
+  return address;
+}
+
+}  // namespace
+
+bool Address::is_ipv4() const { return std::equal(kMappedPrefix.begin(), kMappedPrefix.end(), ip.begin()); }
+
+bool Address::is_loopback() const {
+  if (is_ipv4()) return ip[12] == 127;
+  return std::all_of(ip.begin(), ip.end() - 1, [](uint8_t byte) { return byte == 0; }) && ip[15] == 1;
+}
+
+std::string Address::text() const {
+  std::array<char, INET6_ADDRSTRLEN> buffer{};
+  if (is_ipv4()) {
+    ::inet_ntop(AF_INET, ip.data() + kMappedPrefix.size(), buffer.data(), buffer.size());
+    return fmt::format("{}:{}", buffer.data(), port);
+  }
+  ::inet_ntop(AF_INET6, ip.data(), buffer.data(), buffer.size());
+  return fmt::format("[{}]:{}", buffer.data(), port);
+}
+
+Result<Address> peer_address(int fd) { return from_socket(fd, &::getpeername); }
+Result<Address> local_address(int fd) { return from_socket(fd, &::getsockname); }
+
+}  // namespace netblk::io
