@@ -606,7 +606,8 @@ static int netblk_do_op(struct netblk_device *nd, enum netblk_op_kind kind,
 		err = wait_for_completion_interruptible(&op->done);
 	}
 	if (err) {
-		err = -EINTR;
+		/* The write starts again after the handler, and finds the try. */
+		err = -ERESTARTSYS;
 	} else {
 		err = op->error;
 		if (connected)

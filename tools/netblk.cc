@@ -86,13 +86,20 @@ int attach(const Arguments& arguments) {
 }
 
 int detach_driver(const Arguments& arguments) {
-  if (!arguments.force) {
+  Status written = Ok{};
+  const auto now = read_driver_state();
+  if (!arguments.force && now && now.value().state != "disconnected") {
     const auto uses = uses_of(kDriverNode);
     if (!uses.empty())
       return fail(kFailed, fmt::format("{} is {}: unmount it first, or use --force", kDriverNode, uses.front()));
+    if (is_in_use(kDriverNode))
+      return fail(kFailed, fmt::format("{} is in use by another process or device: close it first, or use --force",
+                                       kDriverNode));
+    written = write_back(kDriverNode);
   }
   const auto done = driver_detach();
   if (!done) return fail(kFailed, done.error().message);
+  if (!written) return fail(kFailed, written.error().message);
   if (!done.value()) note(fmt::format("{} is not attached", kDriverNode));
   return 0;
 }

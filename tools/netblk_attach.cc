@@ -60,20 +60,12 @@ void sweep_unfinished() {
     if (record.device.empty() && !is_alive(record)) (void)remove_leftovers(record);
 }
 
-// What was written to the device and still waits in the page cache goes to the server first.
-Status write_back(const std::string& device) {
-  const io::UniqueFd node(::open(device.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!node.valid()) return make_error(errno, "cannot open {}: {}", device, errno_text(errno));
-  if (::fsync(node.get()) != 0)
-    return make_error(errno, "{} is detached, but data written to it did not reach the server: {}", device,
-                      errno_text(errno));
-  return Ok{};
-}
-
 }  // namespace
 
 Result<std::string> fuse_attach(const ServerUri& uri, const AttachOptions& options) {
   if (::geteuid() != 0) return make_error(EPERM, "attaching a disk needs root");
+  auto attaching = lock_attachments();
+  if (!attaching) return std::move(attaching).error();
   Status alone = refuse_second_writer(uri, options);
   if (!alone) return std::move(alone).error();
   sweep_unfinished();
@@ -85,6 +77,7 @@ Result<std::string> fuse_attach(const ServerUri& uri, const AttachOptions& optio
   if (child < 0) return make_error(errno, "cannot start the helper: {}", errno_text(errno));
   if (child == 0) {
     pipe.read_end.reset();
+    attaching.value().reset();
     ::_exit(run_helper(uri, options, std::move(pipe.write_end)));
   }
   pipe.write_end.reset();

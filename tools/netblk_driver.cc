@@ -92,6 +92,9 @@ Result<std::string> driver_attach(const ServerUri& uri, const DriverOptions& opt
   const std::string server = fmt::format("netblk://{}:{}", ip.value(), uri.port);
   if (now.state == "connected" && now.server != server)
     return make_error(EBUSY, "{} is connected to {}: detach it first", kDriverNode, now.server);
+  if (now.state == "connected" && now.read_only != options.read_only)
+    return make_error(EBUSY, "{} is attached already, {}: detach it first", kDriverNode,
+                      now.read_only ? "read-only" : "for writing");
   if (options.timeout_ms) {
     for (const char* name : {"io_timeout_ms", "connect_timeout_ms"}) {
       Status set = write_attribute(name, std::to_string(*options.timeout_ms));
@@ -100,8 +103,9 @@ Result<std::string> driver_attach(const ServerUri& uri, const DriverOptions& opt
   }
   Status done = write_attribute("server_ip", ip.value());
   if (done) done = write_attribute("server_port", std::to_string(uri.port));
-  if (done) done = write_attribute("connect", "1");
+  // Before the connection: no moment in which a read-only disk can be written.
   if (done && now.read_only != options.read_only) done = set_read_only(options.read_only);
+  if (done) done = write_attribute("connect", "1");
   if (!done) return std::move(done).error();
   return std::string(kDriverNode);
 }

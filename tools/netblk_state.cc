@@ -62,6 +62,15 @@ std::string read_text(const std::string& path) {
   return result;
 }
 
+Result<io::UniqueFd> lock_attachments() {
+  if (::mkdir(kRoot, 0755) != 0 && errno != EEXIST)
+    return make_error(errno, "cannot make {}: {}", kRoot, errno_text(errno));
+  io::UniqueFd lock(::open(kRoot, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!lock.valid() || ::flock(lock.get(), LOCK_EX) != 0)
+    return make_error(errno, "cannot lock {}: {}", kRoot, errno_text(errno));
+  return lock;
+}
+
 Result<NewFolder> make_state_folder() {
   if (::mkdir(kRoot, 0755) != 0 && errno != EEXIST)
     return make_error(errno, "cannot make {}: {}", kRoot, errno_text(errno));
@@ -179,6 +188,15 @@ std::vector<std::string> uses_of(const std::string& device) {
 bool is_in_use(const std::string& device) {
   const io::UniqueFd alone(::open(device.c_str(), O_RDONLY | O_EXCL | O_CLOEXEC));
   return !alone.valid() && errno == EBUSY;
+}
+
+Status write_back(const std::string& device) {
+  const io::UniqueFd node(::open(device.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!node.valid()) return make_error(errno, "cannot open {}: {}", device, errno_text(errno));
+  if (::fsync(node.get()) != 0)
+    return make_error(errno, "{} is detached, but data written to it did not reach the server: {}", device,
+                      errno_text(errno));
+  return Ok{};
 }
 
 }  // namespace netblk::tools

@@ -38,6 +38,10 @@ struct NewFolder {
 };
 Result<NewFolder> make_state_folder();
 
+// Held from the look at what is attached until a new attachment has its record: of two that come at once, the second
+// sees the first. Waits for it.
+Result<io::UniqueFd> lock_attachments();
+
 Status write_record(const Record& record);
 std::vector<Record> read_records();
 
@@ -52,6 +56,9 @@ Status remove_leftovers(const Record& record);
 std::vector<std::string> uses_of(const std::string& device);
 // Whether somebody has the device for himself (mounted, or opened exclusively).
 bool is_in_use(const std::string& device);
+
+// What was written to the device and still waits in the page cache goes to the server. An error says that it did not.
+Status write_back(const std::string& device);
 
 // "loop3" -> "/dev/loop3"; symbolic links are followed.
 std::string canonical_device(const std::string& device);
