@@ -139,7 +139,7 @@ int serve(const Arguments& arguments, const server::Config& config) {
 
 int run(int argc, char** argv) {
   // Large blocks go back to the system when they are freed, whatever was freed before.
-  ::mallopt(M_MMAP_THRESHOLD, 1 << 20);
+  ::mallopt(M_MMAP_THRESHOLD, 128 << 10);
 
   Arguments arguments;
   CLI::App app("Serves block devices over TCP (netblk/1).", "netblk_server");

@@ -46,6 +46,10 @@ inline constexpr uint32_t kKernelMaxIov = 1024;
 // Free data buffers that a loop keeps for reuse.
 inline constexpr uint64_t kBufferCacheBytes = 16u << 20;
 
+// What a loop keeps of them when nothing has been in flight for a second.
+inline constexpr uint64_t kIdleCacheBytes = 256u << 10;
+inline constexpr unsigned kIdleSweeps = 4;
+
 // Connections: the server's own bound; `max-conns=` sets one per export.
 inline constexpr uint32_t kMaxConnections = 16384;
 

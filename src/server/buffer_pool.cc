@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "server/buffer_pool.h"
 
+#include <malloc.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -30,9 +31,16 @@ void Buffer::reset() {
   if (data_ != nullptr) pool_->give_back(std::exchange(data_, nullptr), size_bytes_);
 }
 
-BufferPool::~BufferPool() {
-  for (auto& list : free_)
+BufferPool::~BufferPool() { trim(); }
+
+void BufferPool::trim() {
+  for (auto& list : free_) {
     for (std::byte* data : list) std::free(data);
+    list.clear();
+    list.shrink_to_fit();
+  }
+  cached_bytes_ = 0;
+  ::malloc_trim(0);
 }
 
 unsigned BufferPool::shift_for(uint32_t size_bytes) {
@@ -42,6 +50,7 @@ unsigned BufferPool::shift_for(uint32_t size_bytes) {
 
 Buffer BufferPool::take(uint32_t size_bytes) {
   NETBLK_CHECK(size_bytes > 0 && size_bytes <= limits::kMaxRequestBytes, "a buffer of an impossible size");
+  ++taken_;
   const unsigned shift = shift_for(size_bytes);
   if (shift > kLargestShift) {
     void* const data =
@@ -62,6 +71,7 @@ Buffer BufferPool::take(uint32_t size_bytes) {
 }
 
 void BufferPool::give_back(std::byte* data, uint32_t size_bytes) {
+  --taken_;
   const unsigned shift = shift_for(size_bytes);
   if (shift > kLargestShift) {
     ::munmap(data, size_bytes);

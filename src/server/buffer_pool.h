@@ -51,6 +51,12 @@ class BufferPool {
   // before anyone else sees it.
   Buffer take(uint32_t size_bytes);
 
+  // Buffers that are out, and bytes that are kept for reuse.
+  uint64_t taken() const { return taken_; }
+  uint64_t cached_bytes() const { return cached_bytes_; }
+  // Gives what is kept back to the system.
+  void trim();
+
  private:
   friend class Buffer;
   static constexpr unsigned kSmallestShift = 12;
@@ -60,6 +66,7 @@ class BufferPool {
 
   std::array<std::vector<std::byte*>, kLargestShift - kSmallestShift + 1> free_;
   uint64_t cached_bytes_ = 0;
+  uint64_t taken_ = 0;
 };
 
 // Bytes that the connections of one loop hold beyond their free ones. The smallest of those that wait and fit goes first,

@@ -74,7 +74,14 @@ void Shard::drained_if_empty() {
 void Shard::sweep() {
   const uint64_t now = loop_->now_ms();
   for (Session1* session : sessions_) session->sweep(now);
-  if (!sessions_.empty()) sweep_.arm(now + limits::kSweepPeriodMs);
+  const bool worth_trimming = context_.buffers.taken() == 0 && context_.buffers.cached_bytes() > limits::kIdleCacheBytes;
+  quiet_sweeps_ = worth_trimming ? quiet_sweeps_ + 1 : 0;
+  if (quiet_sweeps_ >= limits::kIdleSweeps) {
+    context_.buffers.trim();
+    quiet_sweeps_ = 0;
+  }
+  if (!sessions_.empty() || context_.buffers.cached_bytes() > limits::kIdleCacheBytes)
+    sweep_.arm(now + limits::kSweepPeriodMs);
 }
 
 coro::Task<void> Shard::serve(std::function<void()> on_drained) {

@@ -66,6 +66,7 @@ class Shard {
   std::function<void()> on_drained_;
   size_t live_ = 0;  // connections that have not ended
   bool draining_ = false;
+  unsigned quiet_sweeps_ = 0;  // without a buffer in use
 
   struct Sweep : io::Timer {
     explicit Sweep(Shard& owner);
