@@ -167,7 +167,7 @@ int run(int argc, char** argv) {
       ->check(CLI::Range(1u, limits::kMaxLoops))
       ->type_name("N");
   app.add_option("--request-timeout", arguments.request_timeout_s,
-                 "Seconds that a request may take to arrive, from its first byte. Default: 30")
+                 "Seconds that a request's header (at most 10), and then its data, may take to arrive. Default: 30")
       ->check(CLI::Range(0.1, 86400.0))
       ->type_name("SECONDS");
   try {
