@@ -33,6 +33,7 @@ struct Arguments {
   std::vector<std::string> exports;
   std::vector<std::string> listens;
   std::string config_path;
+  std::vector<std::string> config_listens;
   std::string io = "auto";
   unsigned threads = 0;
   double request_timeout_s = static_cast<double>(limits::kRequestTimeoutMs) / 1000;
@@ -116,6 +117,7 @@ int serve(const Arguments& arguments, const server::Config& config) {
   options.shard.request_timeout_ms = static_cast<uint64_t>(arguments.request_timeout_s * 1000);
   options.shard.prepare_socket = transport::tune_tcp;
   options.config_path = arguments.config_path;
+  options.config_listens = arguments.config_listens;
   // A starting server waits for one that is still stopping; a running one does not wait for a file at a reload.
   uint64_t lock_wait_ms = limits::kStoreLockWaitMs;
   const auto open = [&](const std::string& store, bool read_only) {
@@ -192,6 +194,7 @@ int run(int argc, char** argv) {
     auto read = server::read_config(arguments.config_path);
     if (!read) return fail(kFailed, read.error().message);
     config = std::move(read).value();
+    arguments.config_listens = server::listen_uris(config);
   }
   auto given = from_options(arguments);
   if (!given) return fail(kMalformed, given.error().message);

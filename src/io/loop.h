@@ -92,6 +92,9 @@ class Loop : public coro::Mailbox {
   bool stopped_ = false;
 };
 
+// The loop behind a mailbox. Rooms without I/O know a loop as its mailbox; every mailbox of this process is a loop.
+inline Loop& loop_of(coro::Mailbox& mailbox) { return static_cast<Loop&>(mailbox); }
+
 // Makes loops, and files that all of them can use.
 class Backend {
  public:

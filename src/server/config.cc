@@ -190,4 +190,10 @@ Result<ListenConfig> parse_listen(std::string_view text) {
   return listen;
 }
 
+std::vector<std::string> listen_uris(const Config& config) {
+  std::vector<std::string> uris;
+  for (const ListenConfig& listen : config.listens) uris.push_back(listen.uri);
+  return uris;
+}
+
 }  // namespace netblk::server

@@ -64,4 +64,7 @@ struct Config {
 Result<Config> parse_config(std::string_view text, const std::string& path);
 Result<Config> read_config(const std::string& path);
 
+// Where a configuration listens, as it is written there.
+std::vector<std::string> listen_uris(const Config& config);
+
 }  // namespace netblk::server

@@ -22,12 +22,6 @@ constexpr uint64_t kAcceptRetryMs = 100;
 constexpr uint64_t kReopenWaitMs = 10'000;
 constexpr uint64_t kReopenPollMs = 50;
 
-std::vector<std::string> listen_uris(const Config& config) {
-  std::vector<std::string> uris;
-  for (const ListenConfig& listen : config.listens) uris.push_back(listen.uri);
-  return uris;
-}
-
 sigset_t handled_signals() {
   sigset_t set;
   ::sigemptyset(&set);
@@ -88,11 +82,6 @@ Status Server::open(const Config& config) {
     exports.push_back(std::move(made).value());
   }
   first_name_ = config.exports.front().name;
-  if (!options_.config_path.empty()) {
-    auto file = read_config(options_.config_path);
-    if (!file) return std::move(file).error();
-    listen_uris_ = listen_uris(file.value());
-  }
   exports_.replace(std::move(exports));
   for (unsigned i = 0; i < options_.threads; ++i) {
     auto loop = backend_.make_loop(clock_);
@@ -279,7 +268,7 @@ coro::Task<void> Server::reload() {
   if (old_first != wanted.front().name)
     log_warning("SIGHUP: the first export was '{}' and is now '{}': netblk/1 clients that connect get another disk",
                 old_first, wanted.front().name);
-  if (listen_uris(config.value()) != listen_uris_)
+  if (listen_uris(config.value()) != options_.config_listens)
     log_warning("SIGHUP: listen has changed: that takes a restart");
   first_name_ = wanted.front().name;
   for (size_t i = 0; i < wanted.size(); ++i)

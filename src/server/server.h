@@ -25,6 +25,8 @@ struct ServerOptions {
   ShardOptions shard;
   // Read again on SIGHUP. Empty: the configuration came from the command line, and SIGHUP changes nothing.
   std::string config_path;
+  // What its `listen` said at the start: a reload that finds another says that it takes a restart.
+  std::vector<std::string> config_listens;
 };
 
 class Server {
@@ -70,8 +72,7 @@ class Server {
   Listen listen_;
   ServerOptions options_;
   ExportTable exports_;
-  std::string first_name_;                // of the export that netblk/1 clients get
-  std::vector<std::string> listen_uris_;  // as the configuration file had them at the start
+  std::string first_name_;  // of the export that netblk/1 clients get
   std::vector<Bound> bound_;
   std::vector<std::unique_ptr<Shard>> shards_;
   std::atomic<uint32_t> connections_{0};

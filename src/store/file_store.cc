@@ -8,7 +8,6 @@
 #include <utility>
 
 #include "base/check.h"
-#include "store/loop_of.h"
 
 namespace netblk::store {
 
@@ -75,7 +74,7 @@ void FileStore::drive(Request& request) {
 // True: it ended at once.
 bool FileStore::begin_operation(Request& request) {
   auto& held = request.held;
-  io::Loop& loop = loop_of(request);
+  io::Loop& loop = io::loop_of(*request.loop);
   const uint64_t at = request.offset + held.progress;
   const uint64_t left = request.length - held.progress;
   if (held.phase == kPunching) return buffered_->punch_hole(loop, held.op, request.offset, request.length);

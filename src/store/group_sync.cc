@@ -6,7 +6,6 @@
 
 #include "base/log.h"
 #include "base/result.h"
-#include "store/loop_of.h"
 
 namespace netblk::store {
 namespace {
@@ -40,7 +39,7 @@ void GroupSync::join(block::Request& request) {
     if (scheduled_) return;
     scheduled_ = true;
   }
-  sync_loop_ = &loop_of(request);
+  sync_loop_ = &io::loop_of(*request.loop);
   // At the end of the ready queue: everything that this round of completions writes joins the same sync.
   coro::ReadyQueue::current().push(kick_);
 }
@@ -66,7 +65,7 @@ void GroupSync::ended(int32_t result) {
     const std::lock_guard lock(mutex_);
     scheduled_ = waiting_ != nullptr;
     // On the loop of one that waits, which cannot end before its request has: this one may have no more work.
-    if (scheduled_) next_loop = &loop_of(*waiting_);
+    if (scheduled_) next_loop = &io::loop_of(*waiting_->loop);
   }
   if (next_loop != nullptr) {
     sync_loop_ = next_loop;
@@ -86,7 +85,7 @@ void GroupSync::ended(int32_t result) {
   while (ordered != nullptr) {
     block::Request& request = *std::exchange(ordered, ordered->held.next);
     request.error = poisoned() ? EIO : 0;
-    if (&loop_of(request) == &here) {
+    if (&io::loop_of(*request.loop) == &here) {
       finish_at_home(request);
     } else {
       request.held.hop.send(request, finish_at_home);

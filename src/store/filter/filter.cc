@@ -20,9 +20,6 @@ using block::Request;
 
 namespace {
 
-// As store/loop_of.h has it: a filter sees no store.
-io::Loop& loop_of(const Request& request) { return static_cast<io::Loop&>(*request.loop); }
-
 class Filter : public Device {
  public:
   // The geometry is read before `below` moves: a parameter that is passed by value may have moved already when another
@@ -56,13 +53,13 @@ class DelayFilter final : public Filter {
   void start(Request& request, Completion completion) override {
     // The wait owns itself; it has gone when the request goes on.
     auto* const wait = new Wait(*this, request, std::move(completion));
-    wait->arm(loop_of(request).now_ms() + delay_ms_);
+    wait->arm(io::loop_of(*request.loop).now_ms() + delay_ms_);
   }
 
  private:
   struct Wait : io::Timer {
     Wait(DelayFilter& owner, Request& delayed, Completion duty)
-        : Timer(loop_of(delayed),
+        : Timer(io::loop_of(*delayed.loop),
                 [](coro::Runnable& self) {
                   const std::unique_ptr<Wait> over(&static_cast<Wait&>(self));
                   over->filter.Filter::start(over->request, std::move(over->completion));
