@@ -25,11 +25,11 @@ void add(std::atomic<uint64_t>& counter, uint64_t amount, bool own) {
 }
 
 // The edge (DESIGN law 5): stores below assert what is refused here.
-int refused(const Geometry& geometry, const Request& request) {
+int refused(const Geometry& geometry, uint64_t size_bytes, const Request& request) {
   if (request.command == Command::kFlush) return 0;
   if (request.modifies() && geometry.read_only) return EROFS;
   if (request.length == 0) return EINVAL;
-  if (request.offset > geometry.size_bytes || request.length > geometry.size_bytes - request.offset) return EINVAL;
+  if (request.offset > size_bytes || request.length > size_bytes - request.offset) return EINVAL;
   return 0;
 }
 
@@ -60,9 +60,15 @@ void Device::submit(Request& request) {
                "a read or write without data");
   request.device = this;
   Completion completion(request);
-  const int error = refused(geometry_, request);
+  const int error = refused(geometry_, size_bytes(), request);
   if (error != 0) return std::move(completion).finish(error);
   start(request, std::move(completion));
+}
+
+// owners() is read by the one who keeps: the server guards both by one lock of its own.
+coro::Task<Status> Device::keep_owners(coro::Mailbox&, std::vector<std::byte> record) {
+  owners_ = std::move(record);
+  co_return Ok{};
 }
 
 void Device::count(const Request& request) {

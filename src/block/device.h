@@ -5,8 +5,12 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <vector>
 
+#include "base/id.h"
+#include "base/result.h"
 #include "block/request.h"
+#include "coro/task.h"
 
 namespace netblk::block {
 
@@ -16,6 +20,14 @@ struct Geometry {
   bool can_trim = false;
   // Writes end inside submit(): their data needs to be stable no longer than that.
   bool writes_inline = false;
+};
+
+// Which contents these are (DESIGN 4.2, "Generation"): the uuid names the store, the counter moves whenever writes that
+// were acknowledged and not flushed may be gone.
+struct Generation {
+  Id uuid;
+  uint64_t counter = 0;
+  bool operator==(const Generation&) const = default;
 };
 
 // Since the device was opened. A failed request counts as an error and moves no bytes.
@@ -36,7 +48,25 @@ class Device {
   Device& operator=(const Device&) = delete;
   virtual ~Device() = default;
 
-  const Geometry& geometry() const { return geometry_; }
+  // As it is now: the size may change while the device is open, nothing else does.
+  Geometry geometry() const {
+    Geometry now = geometry_;
+    now.size_bytes = size_bytes();
+    return now;
+  }
+  uint64_t size_bytes() const { return size_bytes_.load(std::memory_order_acquire); }
+
+  // Looks whether the storage has grown or shrunk below the device; size_bytes() says it from then on. Thread-safe,
+  // cheap enough for once a second.
+  virtual void refresh_size() {}
+
+  // Here: a store that lives as long as this process.
+  virtual Generation generation() const { return generation_; }
+
+  // A record that the server keeps with the store: who owns it. keep_owners() returns when it is as durable as the store
+  // itself (here: in memory); one call at a time. Empty: none was ever kept.
+  virtual std::vector<std::byte> owners() const { return owners_; }
+  virtual coro::Task<Status> keep_owners(coro::Mailbox& loop, std::vector<std::byte> record);
 
   // Validates and starts. Never fails by itself: errors come through the request. EINVAL: outside the device, or a
   // length of 0 (but kFlush); EROFS: a change to a read-only device; EIO and others: the store's.
@@ -45,7 +75,11 @@ class Device {
   Counters counters() const;
 
  protected:
-  explicit Device(const Geometry& geometry) : geometry_(geometry) {}
+  explicit Device(const Geometry& geometry)
+      : geometry_(geometry), size_bytes_(geometry.size_bytes), generation_{random_id(), 1} {}
+
+  // Thread-safe. Requests that are beyond a smaller size and were submitted before are the store's to fail.
+  void set_size_bytes(uint64_t size_bytes) { size_bytes_.store(size_bytes, std::memory_order_release); }
 
   // The request is inside the device and allowed. The completion may be finished at once or later.
   virtual void start(Request& request, Completion completion) = 0;
@@ -63,7 +97,10 @@ class Device {
   static constexpr size_t kShards = 32;
   void count(const Request& request);
 
-  Geometry geometry_;
+  const Geometry geometry_;
+  std::atomic<uint64_t> size_bytes_;
+  const Generation generation_;
+  std::vector<std::byte> owners_;
   std::array<Shard, kShards> shards_;
 
   friend class Completion;

@@ -27,6 +27,16 @@ class Filter : public Device {
   explicit Filter(std::unique_ptr<Device>&& below) : Filter(below->geometry(), std::move(below)) {}
   Filter(const Geometry& geometry, std::unique_ptr<Device>&& below) : Device(geometry), below_(std::move(below)) {}
 
+  void refresh_size() override {
+    below_->refresh_size();
+    set_size_bytes(below_->size_bytes());
+  }
+  block::Generation generation() const override { return below_->generation(); }
+  std::vector<std::byte> owners() const override { return below_->owners(); }
+  coro::Task<Status> keep_owners(coro::Mailbox& loop, std::vector<std::byte> record) override {
+    return below_->keep_owners(loop, std::move(record));
+  }
+
  protected:
   void start(Request& request, Completion completion) override { forward(*below_, request, std::move(completion)); }
 
