@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // netblk: attaches, detaches and shows disks of netblk servers (DESIGN 5).
 #include <CLI/CLI.hpp>
-#include <algorithm>
-#include <cerrno>
 #include <cmath>
-#include <cstdio>
 #include <optional>
 #include <string>
 
 #include "base/limits.h"
 #include "base/parse.h"
+#include "command_line.h"
 #include "netblk_attach.h"
 #include "netblk_driver.h"
 #include "netblk_state.h"
@@ -20,8 +18,6 @@
 namespace netblk::tools {
 namespace {
 
-constexpr int kFailed = 1;
-constexpr int kMalformed = 2;
 constexpr double kMaxTimeoutSeconds = 3600;
 
 struct Arguments {
@@ -34,20 +30,6 @@ struct Arguments {
   bool json = false;
   std::string device;
 };
-
-int fail(int status, std::string message) {
-  std::replace(message.begin(), message.end(), '\n', ' ');
-  std::fprintf(stderr, "netblk: %s\n", message.c_str());
-  return status;
-}
-
-void note(const std::string& message) { std::fprintf(stderr, "netblk: %s\n", message.c_str()); }
-
-int print(const std::string& line) {
-  if (std::printf("%s\n", line.c_str()) < 0 || std::fflush(stdout) != 0)
-    return fail(kFailed, "cannot write to the standard output: " + errno_text(errno));
-  return 0;
-}
 
 int attach(const Arguments& arguments) {
   const auto uri = parse_server_uri(arguments.uri);

@@ -14,6 +14,7 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "base/parse.h"
+#include "command_line.h"
 #include "io/epoll/epoll_backend.h"
 #include "io/uring/uring_backend.h"
 #include "netblk_version.h"
@@ -24,8 +25,6 @@
 namespace netblk::tools {
 namespace {
 
-constexpr int kFailed = 1;
-constexpr int kMalformed = 2;
 constexpr unsigned kFileThreads = 8;
 
 struct Arguments {
@@ -38,12 +37,6 @@ struct Arguments {
   unsigned threads = 0;
   double request_timeout_s = static_cast<double>(limits::kRequestTimeoutMs) / 1000;
 };
-
-int fail(int status, std::string message) {
-  std::replace(message.begin(), message.end(), '\n', ' ');
-  std::fprintf(stderr, "netblk_server: %s\n", message.c_str());
-  return status;
-}
 
 // The path as a store has it: characters that would mean something there are written as %XX.
 std::string escaped(const std::string& path) {
