@@ -22,6 +22,7 @@
 
 #include "base/result.h"
 #include "block/device.h"
+#include "client/state.h"
 #include "io/loop.h"
 
 namespace netblk::client {
@@ -37,9 +38,6 @@ struct Options {
   // Connections in a row that were made and answered nothing are spaced by this.
   uint64_t unanswered_retry_ms = 1000;
 };
-
-enum class State : uint8_t { kConnecting, kConnected, kError };
-const char* state_text(State state);
 
 // Makes a connected stream socket within the time; called on a thread of its own, one call at a time.
 using Connect = std::function<Result<io::UniqueFd>(uint64_t timeout_ms)>;
