@@ -10,6 +10,7 @@
 #include "command_line.h"
 #include "netblk_attach.h"
 #include "netblk_driver.h"
+#include "netblk_info.h"
 #include "netblk_state.h"
 #include "netblk_status.h"
 #include "netblk_uri.h"
@@ -19,6 +20,7 @@ namespace netblk::tools {
 namespace {
 
 constexpr double kMaxTimeoutSeconds = 3600;
+constexpr uint64_t kAskTimeoutMs = 5000;
 
 struct Arguments {
   std::string uri;
@@ -34,6 +36,9 @@ struct Arguments {
 int attach(const Arguments& arguments) {
   const auto uri = parse_server_uri(arguments.uri);
   if (!uri) return fail(kMalformed, uri.error().message);
+  if (!uri.value().export_name.empty())
+    return fail(kMalformed, fmt::format("\"{}\": netblk/1 cannot name an export, it serves the server's first; leave "
+                                        "\"/{}\" out", arguments.uri, uri.value().export_name));
   std::optional<uint64_t> size_bytes;
   if (!arguments.size.empty()) {
     size_bytes = parse_size(arguments.size);
@@ -134,6 +139,14 @@ int run(int argc, char** argv) {
   status_command->add_option("DEVICE", arguments.device, "Only this one");
   status_command->add_flag("--json", arguments.json, "For programs: a list of objects");
 
+  CLI::App* const info_command = app.add_subcommand("info", "Tell about an export: size, limits, features, generation");
+  info_command->add_option("URI", arguments.uri, "netblk://HOST[:10809][/EXPORT]; without a name the first export")->required();
+  info_command->add_flag("--json", arguments.json, "For programs: an object");
+
+  CLI::App* const list_command = app.add_subcommand("list", "List the exports of a server");
+  list_command->add_option("URI", arguments.uri, "netblk://HOST[:10809]")->required();
+  list_command->add_flag("--json", arguments.json, "For programs: a list of objects");
+
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& shown) {
@@ -143,6 +156,8 @@ int run(int argc, char** argv) {
   }
   if (attach_command->parsed()) return attach(arguments);
   if (detach_command->parsed()) return detach(arguments);
+  if (info_command->parsed()) return run_info(arguments.uri, arguments.json, kAskTimeoutMs);
+  if (list_command->parsed()) return run_list(arguments.uri, arguments.json, kAskTimeoutMs);
   return status(arguments);
 }
 
