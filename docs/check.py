@@ -230,8 +230,10 @@ def driver_source():
 def parameters_are_the_drivers():
     """docs/driver.md and net_block_driver(4) have every parameter, with its default."""
     source = driver_source() + (ROOT / "protocol" / "netblk_wire.h").read_text(encoding="utf-8")
-    main = (ROOT / "kernel" / "net_block_main.c").read_text(encoding="utf-8")
-    defaults = dict(re.findall(r"^static [\w ]+?\*?(\w+) = (\w+);\nmodule_param\(\1,", main, re.MULTILINE))
+    config = (ROOT / "kernel" / "net_block_config.c").read_text(encoding="utf-8")
+    defaults = dict(re.findall(r"^static [\w ]+?\*?(\w+) = (\w+);\nmodule_param\(\1,", config, re.MULTILINE))
+    fields = dict(re.findall(r"^\t\.(\w+) = (\w+),", config, re.MULTILINE))
+    defaults |= {name: fields[name] for name in re.findall(r"^module_param_named\((\w+),", config, re.MULTILINE)}
     if len(defaults) < 9:
         raise Fail(f"only {len(defaults)} parameters were found in the source: this test does not see them any more")
     guide = (ROOT / "docs" / "driver.md").read_text(encoding="utf-8")

@@ -126,4 +126,30 @@ static inline void netblk_compat_no_task_frag(struct sock *sk)
 #endif
 }
 
+/* 6.5: block_device_operations.open() gets the disk. */
+#ifdef NETBLK_HAVE_OPEN_DISK
+#define netblk_compat_opened gendisk
+typedef blk_mode_t netblk_compat_mode_t;
+
+static inline struct gendisk *netblk_compat_disk(struct gendisk *disk)
+{
+	return disk;
+}
+#else
+#define netblk_compat_opened block_device
+typedef fmode_t netblk_compat_mode_t;
+
+static inline struct gendisk *netblk_compat_disk(struct block_device *bdev)
+{
+	return bdev->bd_disk;
+}
+#endif
+
+/* 6.4: a bus's attributes get it const. */
+#ifdef NETBLK_HAVE_BUS_CONST
+#define NETBLK_BUS_CONST const
+#else
+#define NETBLK_BUS_CONST
+#endif
+
 #endif /* NETBLK_COMPAT_H */

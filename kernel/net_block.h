@@ -2,7 +2,9 @@
 /*
  * netblk: a network block device. What the parts of the driver share.
  *
- *   net_block_main.c    module, parameters, disk, blk-mq entry points
+ *   net_block_main.c    module, disk, blk-mq entry points
+ *   net_block_config.c  parameters and their ranges
+ *   net_block_bus.c     which devices there are; /sys/bus/netblk/
  *   net_block_core.c    one thread per device: connect, lose, retry, give up
  *   net_block_conn.c    one TCP connection: socket, sending, receiving
  *   net_block_proto1.c  netblk/1: encoding requests, decoding replies
@@ -42,6 +44,10 @@
 #define NETBLK_MAX_TIMEOUT_MS (10 * 60 * 1000)
 #define NETBLK_MAX_DEAD_TIME_MS (24 * 60 * 60 * 1000)
 
+/* Devices at a time; the highest number is one less. */
+#define NETBLK_MAX_DEVICES 1024
+#define NETBLK_ANY_NUMBER (-1)
+
 #define NETBLK_DEFAULT_IP "192.168.1.22"
 #define NETBLK_DEFAULT_SIZE_MB 100
 #define NETBLK_DEFAULT_QUEUE_DEPTH 128
@@ -74,6 +80,21 @@ enum netblk_state {
 struct netblk_addr {
 	__be32 ip;
 	u16 port; /* host order */
+};
+
+/* What a device is made with. */
+struct netblk_config {
+	int number; /* NETBLK_ANY_NUMBER: the lowest that is free */
+	__be32 ip;
+	/* in the order of netblk_numbers, which has their ranges */
+	unsigned long server_port;
+	unsigned long size_mb;
+	unsigned long queue_depth;
+	unsigned long max_retries;
+	unsigned long connect_timeout_ms;
+	unsigned long io_timeout_ms;
+	unsigned long dead_time_ms;
+	unsigned long protocol;
 };
 
 /* A place in a request's data. */
@@ -164,7 +185,14 @@ struct netblk_conn {
 enum { NETBLK_KICKED }; /* netblk_device.flags */
 
 struct netblk_device {
-	struct list_head node; /* the list of devices */
+	/* net_block_bus.c's, under its lock; removed: under disk->open_mutex */
+	struct list_head node;
+	int number;
+	unsigned int users;
+	bool ready;
+	bool removed; /* nobody can open it any more */
+
+	bool shown; /* the disk was added */
 	struct gendisk *disk;
 	struct blk_mq_tag_set tag_set;
 	const struct netblk_proto *proto;
@@ -213,6 +241,32 @@ struct netblk_device {
 	int error;
 };
 
+/* net_block_main.c */
+struct netblk_device *netblk_create(const struct netblk_config *config,
+				    int number);
+int netblk_show(struct netblk_device *nd, bool connect);
+void netblk_destroy(struct netblk_device *nd);
+
+/* net_block_config.c */
+extern struct netblk_config netblk_defaults;
+int netblk_config_init(void);
+int netblk_config_parse(struct netblk_config *config, const char *text,
+			size_t length);
+int netblk_parse_ip(const char *text, size_t length, __be32 *ip);
+int netblk_parse_number(const char *text, size_t length, u64 low, u64 high,
+			u64 *value);
+
+/* net_block_bus.c */
+int netblk_bus_init(void);
+void netblk_bus_leave(void);
+void netblk_bus_exit(void);
+void netblk_remove_all(void);
+int netblk_add(const struct netblk_config *config, bool connect);
+int netblk_remove(int number);
+struct netblk_device *netblk_get(int number, bool next);
+void netblk_put(struct netblk_device *nd);
+int netblk_parse_name(const char *text, size_t length);
+
 /* net_block_core.c */
 int netblk_core_start(struct netblk_device *nd);
 void netblk_core_stop(struct netblk_device *nd);
@@ -247,7 +301,7 @@ void netblk_cursor_advance(struct netblk_cursor *c, size_t bytes);
 
 /* net_block_sysfs.c */
 extern const struct attribute_group *netblk_attr_groups[];
-int netblk_parse_ip(const char *text, size_t length, __be32 *ip);
+size_t netblk_trim(const char *text, size_t length);
 
 static inline const char *netblk_name(const struct netblk_device *nd)
 {

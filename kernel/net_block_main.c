@@ -13,44 +13,6 @@
 #include "compat.h"
 #include "net_block.h"
 
-static char *server_ip = NETBLK_DEFAULT_IP;
-module_param(server_ip, charp, 0444);
-MODULE_PARM_DESC(server_ip, "IPv4 address of the server (" NETBLK_DEFAULT_IP ")");
-
-static unsigned int server_port = NETBLK_DEFAULT_PORT;
-module_param(server_port, uint, 0444);
-MODULE_PARM_DESC(server_port, "TCP port of the server, 1 to 65535 (10809)");
-
-static unsigned long size_mb = NETBLK_DEFAULT_SIZE_MB;
-module_param(size_mb, ulong, 0444);
-MODULE_PARM_DESC(size_mb, "size of the device in MiB, at least 1 (100)");
-
-static unsigned int queue_depth = NETBLK_DEFAULT_QUEUE_DEPTH;
-module_param(queue_depth, uint, 0444);
-MODULE_PARM_DESC(queue_depth, "requests in the device at a time, 1 to 4096 (128)");
-
-static unsigned int max_retries = NETBLK_DEFAULT_RETRIES;
-module_param(max_retries, uint, 0444);
-MODULE_PARM_DESC(max_retries, "tries to reconnect a lost connection, 0 to 1000 (3)");
-
-static unsigned int connect_timeout_ms = NETBLK_DEFAULT_TIMEOUT_MS;
-module_param(connect_timeout_ms, uint, 0444);
-MODULE_PARM_DESC(connect_timeout_ms, "time for one try, and from one try to the next, 1 to 600000 (5000)");
-
-static unsigned int io_timeout_ms = NETBLK_DEFAULT_TIMEOUT_MS;
-module_param(io_timeout_ms, uint, 0444);
-MODULE_PARM_DESC(io_timeout_ms, "time without progress after which a connection is lost, 1 to 600000 (5000)");
-
-static unsigned int dead_time_ms = NETBLK_DEFAULT_DEAD_TIME_MS;
-module_param(dead_time_ms, uint, 0444);
-MODULE_PARM_DESC(dead_time_ms, "time after a loss after which all I/O fails, 1 to 86400000 (15000)");
-
-static unsigned int protocol = 1;
-module_param(protocol, uint, 0444);
-MODULE_PARM_DESC(protocol, "version of the netblk protocol, only 1 (1)");
-
-static LIST_HEAD(netblk_devices);
-
 /* For partitioning tools that still think in cylinders. */
 static int netblk_getgeo(struct block_device *bdev, struct hd_geometry *geo)
 {
@@ -63,8 +25,18 @@ static int netblk_getgeo(struct block_device *bdev, struct hd_geometry *geo)
 	return 0;
 }
 
+/* With gendisk.open_mutex held, like netblk_claim(): one of the two comes first. */
+static int netblk_open(struct netblk_compat_opened *opened,
+		       netblk_compat_mode_t mode)
+{
+	struct netblk_device *nd = netblk_compat_disk(opened)->private_data;
+
+	return nd->removed ? -ENXIO : 0;
+}
+
 static const struct block_device_operations netblk_fops = {
 	.owner = THIS_MODULE,
+	.open = netblk_open,
 	.getgeo = netblk_getgeo,
 };
 
@@ -134,12 +106,17 @@ static const struct blk_mq_ops netblk_mq_ops = {
 	.timeout = netblk_timeout,
 };
 
-static int netblk_add_disk(struct netblk_device *nd)
+/*
+ * Add the disk. With @connect one try is made first, so that the partition
+ * table can be read.
+ */
+int netblk_show(struct netblk_device *nd, bool connect)
 {
 	struct kernfs_node *state_node;
-	int err = netblk_connect(nd);
+	int err = connect ? netblk_connect(nd) : -ENOTCONN;
 
-	if (err == -EINTR)
+	/* Whoever asked for the device has been killed, or the module goes. */
+	if (err == -ERESTARTSYS || err == -ENODEV)
 		return err;
 	/* Without a server, reading a partition table can only fail. */
 	if (err)
@@ -151,6 +128,7 @@ static int netblk_add_disk(struct netblk_device *nd)
 		       ERR_PTR(err));
 		return err;
 	}
+	nd->shown = true;
 	state_node = sysfs_get_dirent(disk_to_dev(nd->disk)->kobj.sd, "state");
 	spin_lock(&nd->lock);
 	nd->state_node = state_node;
@@ -158,26 +136,29 @@ static int netblk_add_disk(struct netblk_device *nd)
 	return 0;
 }
 
-static struct netblk_device *netblk_create(const struct netblk_addr *addr,
-					   const char *name)
+/* A device with its thread. Nobody sees it before netblk_show(). */
+struct netblk_device *netblk_create(const struct netblk_config *config,
+				    int number)
 {
 	struct netblk_device *nd = kzalloc(sizeof(*nd), GFP_KERNEL);
 	int err = -ENOMEM;
 
 	if (!nd)
 		return ERR_PTR(err);
+	nd->number = number;
 	nd->proto = &netblk_proto1;
-	nd->size_mb = size_mb;
-	nd->configured = *addr;
-	nd->addr = *addr;
-	nd->max_retries = max_retries;
-	nd->connect_timeout_ms = connect_timeout_ms;
-	nd->io_timeout_ms = io_timeout_ms;
-	nd->dead_time_ms = dead_time_ms;
+	nd->size_mb = config->size_mb;
+	nd->configured.ip = config->ip;
+	nd->configured.port = config->server_port;
+	nd->addr = nd->configured;
+	nd->max_retries = config->max_retries;
+	nd->connect_timeout_ms = config->connect_timeout_ms;
+	nd->io_timeout_ms = config->io_timeout_ms;
+	nd->dead_time_ms = config->dead_time_ms;
 
 	nd->tag_set.ops = &netblk_mq_ops;
 	nd->tag_set.nr_hw_queues = 1;
-	nd->tag_set.queue_depth = queue_depth;
+	nd->tag_set.queue_depth = config->queue_depth;
 	nd->tag_set.numa_node = NUMA_NO_NODE;
 	nd->tag_set.cmd_size = sizeof(struct netblk_cmd);
 	/* No scheduler by default: the disk, and what it likes, is elsewhere. */
@@ -197,20 +178,19 @@ static struct netblk_device *netblk_create(const struct netblk_addr *addr,
 	netblk_compat_disk_ready(nd->disk);
 	nd->disk->fops = &netblk_fops;
 	nd->disk->private_data = nd;
-	strscpy(nd->disk->disk_name, name, DISK_NAME_LEN);
+	/* "netblk1" would be a partition of the first one */
+	if (number)
+		snprintf(nd->disk->disk_name, DISK_NAME_LEN, "netblk-%d",
+			 number);
+	else
+		strscpy(nd->disk->disk_name, "netblk", DISK_NAME_LEN);
 	set_capacity(nd->disk, nd->size_mb << (20 - SECTOR_SHIFT));
 
 	err = netblk_core_start(nd);
 	if (err)
 		goto put;
-	err = netblk_add_disk(nd);
-	if (err)
-		goto stop;
 	return nd;
 
-stop:
-	netblk_shutdown(nd);
-	netblk_core_stop(nd);
 put:
 	put_disk(nd->disk);
 free_tags:
@@ -220,8 +200,8 @@ free:
 	return ERR_PTR(err);
 }
 
-/* Nobody has the device open (fops->owner), and it has no more users after. */
-static void netblk_destroy(struct netblk_device *nd)
+/* Nobody has the device open, nor finds it any more. */
+void netblk_destroy(struct netblk_device *nd)
 {
 	struct kernfs_node *state_node;
 
@@ -234,58 +214,18 @@ static void netblk_destroy(struct netblk_device *nd)
 	spin_unlock(&nd->lock);
 	sysfs_put(state_node);
 
-	del_gendisk(nd->disk);
+	if (nd->shown)
+		del_gendisk(nd->disk);
 	netblk_core_stop(nd);
 	put_disk(nd->disk);
 	blk_mq_free_tag_set(&nd->tag_set);
 	kfree(nd);
 }
 
-static int __init netblk_check(const char *name, u64 value, u64 low, u64 high)
-{
-	if (value >= low && value <= high)
-		return 0;
-	pr_err("netblk: %s=%llu is out of range: %llu to %llu\n", name,
-	       (unsigned long long)value, (unsigned long long)low,
-	       (unsigned long long)high);
-	return -EINVAL;
-}
-
-static int __init netblk_check_params(struct netblk_addr *addr)
-{
-	if (netblk_parse_ip(server_ip, strlen(server_ip), &addr->ip)) {
-		pr_err("netblk: server_ip=%s is not the IPv4 address of a host, such as %s\n",
-		       server_ip, NETBLK_DEFAULT_IP);
-		return -EINVAL;
-	}
-	if (protocol != 1) {
-		pr_err("netblk: protocol=%u is not supported, only 1 is\n",
-		       protocol);
-		return -EINVAL;
-	}
-	if (netblk_check("server_port", server_port, 1, U16_MAX) ||
-	    netblk_check("size_mb", size_mb, 1, NETBLK_MAX_SIZE_MB) ||
-	    netblk_check("queue_depth", queue_depth, 1,
-			 NETBLK_MAX_QUEUE_DEPTH) ||
-	    netblk_check("max_retries", max_retries, 0, NETBLK_MAX_RETRIES) ||
-	    netblk_check("connect_timeout_ms", connect_timeout_ms, 1,
-			 NETBLK_MAX_TIMEOUT_MS) ||
-	    netblk_check("io_timeout_ms", io_timeout_ms, 1,
-			 NETBLK_MAX_TIMEOUT_MS) ||
-	    netblk_check("dead_time_ms", dead_time_ms, 1,
-			 NETBLK_MAX_DEAD_TIME_MS))
-		return -EINVAL;
-	addr->port = server_port;
-	return 0;
-}
-
 static int __init netblk_init(void)
 {
-	struct netblk_device *nd;
-	struct netblk_addr addr;
-	int err;
+	int err = netblk_config_init();
 
-	err = netblk_check_params(&addr);
 	if (err)
 		return err;
 
@@ -298,21 +238,23 @@ static int __init netblk_init(void)
 	 */
 	static_branch_inc(&memalloc_socks_key);
 
-	nd = netblk_create(&addr, "netblk");
-	if (IS_ERR(nd))
-		return PTR_ERR(nd);
-	list_add_tail(&nd->node, &netblk_devices);
-	return 0;
+	/* Before others can add one: the first is /dev/netblk. */
+	err = netblk_add(&netblk_defaults, true);
+	if (err < 0)
+		return err;
+	err = netblk_bus_init();
+	if (err) {
+		netblk_bus_leave();
+		netblk_remove_all();
+	}
+	return err;
 }
 
 static void __exit netblk_exit(void)
 {
-	struct netblk_device *nd, *tmp;
-
-	list_for_each_entry_safe(nd, tmp, &netblk_devices, node) {
-		list_del(&nd->node);
-		netblk_destroy(nd);
-	}
+	netblk_bus_leave();
+	netblk_bus_exit();
+	netblk_remove_all();
 }
 
 module_init(netblk_init);

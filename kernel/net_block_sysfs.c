@@ -3,11 +3,7 @@
  * /sys/block/netblk/: see ABI-sysfs-netblk. A write either is wholly valid or
  * changes nothing and fails with EINVAL.
  */
-#include <linux/ctype.h>
 #include <linux/device.h>
-#include <linux/inet.h>
-#include <linux/kernel.h>
-#include <linux/kstrtox.h>
 #include <linux/sysfs.h>
 
 #include "compat.h"
@@ -19,50 +15,21 @@ static struct netblk_device *netblk_from_dev(struct device *dev)
 }
 
 /* The text without the newline that echo adds. */
-static size_t netblk_trim(const char *text, size_t length)
+size_t netblk_trim(const char *text, size_t length)
 {
 	return length && text[length - 1] == '\n' ? length - 1 : length;
 }
 
-/* Dotted decimal, all four parts, of an address that a server can have. */
-int netblk_parse_ip(const char *text, size_t length, __be32 *ip)
-{
-	const char *end;
-	__be32 addr;
-
-	length = netblk_trim(text, length);
-	if (!length || length >= sizeof("255.255.255.255") ||
-	    !in4_pton(text, length, (u8 *)&addr, -1, &end) ||
-	    end != text + length)
-		return -EINVAL;
-	if (ipv4_is_zeronet(addr) || ipv4_is_multicast(addr) ||
-	    ipv4_is_lbcast(addr))
-		return -EINVAL;
-	*ip = addr;
-	return 0;
-}
-
-/* Decimal digits and nothing else. */
 static int netblk_parse_uint(const char *text, size_t length, unsigned int low,
 			     unsigned int high, unsigned int *value)
 {
-	char digits[sizeof("4294967295")];
-	unsigned int parsed;
-	size_t i;
+	u64 parsed;
+	int err = netblk_parse_number(text, netblk_trim(text, length), low,
+				      high, &parsed);
 
-	length = netblk_trim(text, length);
-	if (!length || length >= sizeof(digits))
-		return -EINVAL;
-	for (i = 0; i < length; i++) {
-		if (!isdigit(text[i]))
-			return -EINVAL;
-		digits[i] = text[i];
-	}
-	digits[length] = '\0';
-	if (kstrtouint(digits, 10, &parsed) || parsed < low || parsed > high)
-		return -EINVAL;
-	*value = parsed;
-	return 0;
+	if (!err)
+		*value = parsed;
+	return err;
 }
 
 static ssize_t server_ip_show(struct device *dev, struct device_attribute *attr,
@@ -84,7 +51,7 @@ static ssize_t server_ip_store(struct device *dev,
 	struct netblk_device *nd = netblk_from_dev(dev);
 	__be32 ip;
 
-	if (netblk_parse_ip(buf, count, &ip))
+	if (netblk_parse_ip(buf, netblk_trim(buf, count), &ip))
 		return -EINVAL;
 	spin_lock(&nd->lock);
 	nd->configured.ip = ip;

@@ -89,7 +89,7 @@ take_down() {
 	umount $mnt 2>/dev/null
 	swapoff /dev/netblk 2>/dev/null
 	if [ -d /sys/module/net_block_driver ]; then
-		[ ! -e $sysfs/disconnect ] || echo 1 > $sysfs/disconnect
+		for i in /sys/block/netblk*/disconnect; do [ ! -e "$i" ] || echo 1 > "$i"; done
 	fi
 	if [ -e "$scratch/pids" ]; then
 		while read -r pid; do kill -CONT "$pid" 2>/dev/null; kill -KILL "$pid" 2>/dev/null; done < "$scratch/pids"
