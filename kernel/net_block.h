@@ -2,9 +2,10 @@
 /*
  * netblk: a network block device. What the parts of the driver share.
  *
- *   net_block_main.c    module, disk, blk-mq entry points
+ *   net_block_main.c    module, disk
  *   net_block_config.c  parameters and their ranges
  *   net_block_bus.c     which devices there are; /sys/bus/netblk/
+ *   net_block_queue.c   blk-mq's entry points, sending, completion
  *   net_block_core.c    one thread per device: connect, lose, retry, give up
  *   net_block_conn.c    one TCP connection: socket, sending, receiving
  *   net_block_proto1.c  netblk/1: encoding requests, decoding replies
@@ -14,12 +15,17 @@
  * belongs to the device's thread, and only that thread completes it: with the
  * server's answer, or with EIO when the device is disconnected or gives up.
  * blk-mq's time-out handler never completes anything. Exactly-once follows:
- * a request is on one list, and taking it off the list under netblk_device.lock
+ * a request is on one list, and taking it off the list under netblk_queue.lock
  * is the right to complete it.
  *
- * Lock order: netblk_device.tx_lock, then the socket's own lock, or
- * netblk_device.tx_lock, then netblk_device.lock (a leaf: nothing sleeps and
- * nothing else is taken under it). The socket's callbacks take none of them.
+ * A device has one queue for each connection that it may have. A queue has its
+ * own list, locks and connection, so that tasks which submit to different
+ * queues do not meet; the thread looks after all of them.
+ *
+ * Lock order: netblk_queue.tx_lock, then the socket's own lock; or
+ * netblk_queue.tx_lock, then netblk_queue.lock or netblk_device.lock (leaves:
+ * nothing sleeps and nothing else is taken under them). No task holds the
+ * tx_lock of two queues. The socket's callbacks take none of them.
  */
 #ifndef NETBLK_NET_BLOCK_H
 #define NETBLK_NET_BLOCK_H
@@ -106,13 +112,14 @@ struct netblk_cursor {
 
 /* The driver's part of a request (blk-mq allocates it behind struct request). */
 struct netblk_cmd {
-	struct list_head node; /* netblk_device.pending or netblk_conn.inflight */
+	struct list_head node; /* netblk_queue.pending or netblk_conn.inflight */
+	struct netblk_queue *queue;
 	struct netblk_cursor data; /* of the sender for a WRITE, else of the receiver */
 	u8 header[NETBLK_MAX_HEADER];
 	u8 header_length;
 	u8 header_done; /* bytes given to TCP */
 	bool write;
-	bool sent; /* the last byte was given to TCP; netblk_device.lock */
+	bool sent; /* the last byte was given to TCP; netblk_queue.lock */
 	bool receiving; /* the status was OK and data follows */
 	u8 status; /* recvmsg() puts it here */
 };
@@ -149,6 +156,7 @@ extern const struct netblk_proto netblk_proto1;
 /* One TCP connection. Made, serviced and closed by the device's thread. */
 struct netblk_conn {
 	struct netblk_device *nd;
+	struct netblk_queue *queue;
 	const struct netblk_proto *proto;
 	struct socket *sock;
 	struct netblk_addr addr;
@@ -161,15 +169,15 @@ struct netblk_conn {
 	void (*state_change)(struct sock *sk);
 	void (*write_space)(struct sock *sk);
 
-	struct list_head inflight; /* in the order of sending; netblk_device.lock */
+	struct list_head inflight; /* in the order of sending; netblk_queue.lock */
 
-	/* netblk_device.tx_lock */
+	/* netblk_queue.tx_lock */
 	struct netblk_cmd *tx_next; /* the first one in flight not wholly sent */
 	bool tx_stalled; /* the socket is full: the thread goes on */
 	bool draining; /* take no new request */
 	int tx_error;
 
-	/* the thread's; the first two are set under netblk_device.lock */
+	/* the thread's; the first two are set under netblk_queue.lock */
 	unsigned long head_at; /* jiffies: the oldest request became the oldest */
 	unsigned long progress_at; /* jiffies: a byte last moved */
 	unsigned long up_at; /* jiffies */
@@ -181,6 +189,27 @@ struct netblk_conn {
 	struct bio_vec tx_bv[NETBLK_SEGMENTS];
 	struct bio_vec rx_bv[NETBLK_SEGMENTS];
 };
+
+/* One hardware queue of the device, and its connection. */
+struct netblk_queue {
+	struct netblk_device *nd;
+	unsigned int index; /* of the hardware queue, and of the connection */
+
+	struct mutex tx_lock; /* the sending side of conn */
+
+	spinlock_t lock; /* a leaf; protects what follows up to conn */
+	struct list_head pending; /* requests not yet given to a connection */
+	unsigned int active; /* requests on any list */
+	unsigned long busy_since; /* jiffies: active left 0 */
+	struct netblk_conn *conn; /* written under tx_lock too */
+
+	/* the thread's: */
+	bool dead; /* lost, and nothing answered since */
+	unsigned long dead_since; /* jiffies */
+	unsigned int tries; /* since dead_since */
+	unsigned long tried_at; /* jiffies */
+	unsigned long try_at; /* jiffies: the next one */
+} ____cacheline_aligned_in_smp;
 
 enum { NETBLK_KICKED }; /* netblk_device.flags */
 
@@ -209,17 +238,14 @@ struct netblk_device {
 	atomic64_t write_bytes;
 	atomic64_t errors;
 
-	struct mutex tx_lock; /* the sending side of conn */
+	struct netblk_queue *queues;
+	unsigned int nr_queues; /* as many as blk-mq has hardware queues */
 
-	spinlock_t lock; /* a leaf; protects what follows up to conn */
-	enum netblk_state state;
+	spinlock_t lock; /* a leaf; protects what follows up to ops */
+	enum netblk_state state; /* changed before the queues are emptied */
 	bool removing;
 	struct netblk_addr configured; /* used by the next connect */
 	struct list_head ops; /* struct netblk_op, for the thread */
-	struct list_head pending; /* requests not yet given to a connection */
-	unsigned int active; /* requests on any list */
-	unsigned long busy_since; /* jiffies: active left 0 */
-	struct netblk_conn *conn; /* written under tx_lock too */
 
 	struct task_struct *thread;
 	wait_queue_head_t wait;
@@ -228,15 +254,10 @@ struct netblk_device {
 
 	/* the thread's: */
 	struct list_head waiting; /* struct netblk_op, for next */
-	struct netblk_conn *next; /* being connected, or waiting for conn to drain */
-	struct netblk_addr addr; /* where conn leads, and where a lost one is sought */
+	struct netblk_conn *next; /* being connected, or waiting for a drain */
+	struct netblk_addr addr; /* where connections lead, and where a lost one is sought */
 	u64 epoch;
 	bool one_try; /* next is the user's, from disconnected or error */
-	bool dead; /* lost, and nothing answered since */
-	unsigned long dead_since; /* jiffies */
-	unsigned int tries; /* since dead_since */
-	unsigned long tried_at; /* jiffies */
-	unsigned long try_at; /* jiffies: the next one */
 	const char *why; /* the last connection's or try's end */
 	int error;
 };
@@ -271,16 +292,20 @@ int netblk_parse_name(const char *text, size_t length);
 int netblk_core_start(struct netblk_device *nd);
 void netblk_core_stop(struct netblk_device *nd);
 void netblk_kick(struct netblk_device *nd);
-void netblk_tx(struct netblk_device *nd);
 int netblk_connect(struct netblk_device *nd);
 int netblk_disconnect(struct netblk_device *nd);
 void netblk_shutdown(struct netblk_device *nd);
-void netblk_end_cmd(struct netblk_device *nd, struct netblk_cmd *cmd,
-		    blk_status_t status);
+
+/* net_block_queue.c */
+extern const struct blk_mq_ops netblk_mq_ops;
+int netblk_queues_alloc(struct netblk_device *nd, unsigned int count);
+void netblk_queues_free(struct netblk_device *nd);
+void netblk_tx(struct netblk_queue *q);
+void netblk_end_cmd(struct netblk_cmd *cmd, blk_status_t status);
 void netblk_cmd_rewind(struct netblk_cmd *cmd);
 
 /* net_block_conn.c */
-struct netblk_conn *netblk_conn_open(struct netblk_device *nd,
+struct netblk_conn *netblk_conn_open(struct netblk_queue *q,
 				     const struct netblk_addr *addr);
 int netblk_conn_poll(struct netblk_conn *nc);
 void netblk_conn_close(struct netblk_conn *nc);

@@ -4,7 +4,7 @@
  * MSG_DONTWAIT only and its callbacks wake the device's thread, so that no
  * server, however silent, can hold the thread or a submitter.
  *
- * Any task that submits I/O may send (netblk_device.tx_lock); only the
+ * Any task that submits I/O may send (netblk_queue.tx_lock); only the
  * device's thread receives, and only it opens and closes.
  */
 #include <linux/blk-mq.h>
@@ -151,9 +151,10 @@ int netblk_conn_poll(struct netblk_conn *nc)
  * namespaces and has to reconnect long after the process that wrote "connect",
  * and perhaps its namespace, are gone.
  */
-struct netblk_conn *netblk_conn_open(struct netblk_device *nd,
+struct netblk_conn *netblk_conn_open(struct netblk_queue *q,
 				     const struct netblk_addr *addr)
 {
+	struct netblk_device *nd = q->nd;
 	unsigned int noreclaim = memalloc_noreclaim_save();
 	struct netblk_conn *nc;
 	struct sock *sk;
@@ -163,6 +164,7 @@ struct netblk_conn *netblk_conn_open(struct netblk_device *nd,
 	if (!nc)
 		goto out;
 	nc->nd = nd;
+	nc->queue = q;
 	nc->proto = nd->proto;
 	nc->addr = *addr;
 	nc->epoch = ++nd->epoch;
@@ -342,32 +344,32 @@ static unsigned long netblk_tick(struct netblk_device *nd)
 static unsigned int netblk_tx_map(struct netblk_conn *nc, size_t *bytes,
 				  bool *more)
 {
-	struct netblk_device *nd = nc->nd;
+	struct netblk_queue *q = nc->queue;
 	struct netblk_cmd *cmd = nc->tx_next;
 	unsigned int n = 0;
 
 	*bytes = 0;
 	*more = false;
-	spin_lock(&nd->lock);
+	spin_lock(&q->lock);
 	for (;;) {
 		size_t mapped = 0;
 
 		if (!cmd) {
-			if (nc->draining || list_empty(&nd->pending))
+			if (nc->draining || list_empty(&q->pending))
 				break;
 			if (n == NETBLK_SEGMENTS) {
 				*more = true;
 				break;
 			}
-			cmd = list_first_entry(&nd->pending, struct netblk_cmd,
+			cmd = list_first_entry(&q->pending, struct netblk_cmd,
 					       node);
 			if (list_empty(&nc->inflight)) {
 				nc->head_at = jiffies;
 				nc->progress_at = nc->head_at;
 				/* The thread may sleep with no deadline. */
-				if (!timer_pending(&nd->watchdog))
-					mod_timer(&nd->watchdog, jiffies +
-						  netblk_tick(nd));
+				if (!timer_pending(&nc->nd->watchdog))
+					mod_timer(&nc->nd->watchdog, jiffies +
+						  netblk_tick(nc->nd));
 			}
 			list_move_tail(&cmd->node, &nc->inflight);
 			nc->proto->encode(cmd);
@@ -397,7 +399,7 @@ static unsigned int netblk_tx_map(struct netblk_conn *nc, size_t *bytes,
 		cmd = list_is_last(&cmd->node, &nc->inflight) ?
 			NULL : list_next_entry(cmd, node);
 	}
-	spin_unlock(&nd->lock);
+	spin_unlock(&q->lock);
 	return n;
 }
 
@@ -407,10 +409,10 @@ static unsigned int netblk_tx_map(struct netblk_conn *nc, size_t *bytes,
  */
 static void netblk_tx_done(struct netblk_conn *nc, size_t bytes)
 {
-	struct netblk_device *nd = nc->nd;
+	struct netblk_queue *q = nc->queue;
 	bool complete = false;
 
-	spin_lock(&nd->lock);
+	spin_lock(&q->lock);
 	while (bytes) {
 		struct netblk_cmd *cmd = nc->tx_next;
 		size_t step = min_t(size_t, bytes,
@@ -431,20 +433,20 @@ static void netblk_tx_done(struct netblk_conn *nc, size_t bytes)
 		cmd->sent = true;
 		complete = true;
 	}
-	spin_unlock(&nd->lock);
+	spin_unlock(&q->lock);
 
 	/*
 	 * An answer that came before its request was marked sent has been left
 	 * in the socket (rx_map), and nothing will announce it again.
 	 */
 	if (complete && netblk_conn_has_input(nc))
-		netblk_kick(nd);
+		netblk_kick(nc->nd);
 }
 
 /* Send until nothing is left or the socket is full. Holds tx_lock. */
 int netblk_conn_tx(struct netblk_conn *nc)
 {
-	lockdep_assert_held(&nc->nd->tx_lock);
+	lockdep_assert_held(&nc->queue->tx_lock);
 
 	for (;;) {
 		unsigned int segments;
@@ -478,7 +480,7 @@ int netblk_conn_tx(struct netblk_conn *nc)
 /* Receive until nothing is left. Negative: the connection is of no more use. */
 int netblk_conn_rx(struct netblk_conn *nc)
 {
-	struct netblk_device *nd = nc->nd;
+	struct netblk_queue *q = nc->queue;
 	struct sock *sk = nc->sock->sk;
 	unsigned int budget;
 	bool unsolicited;
@@ -507,7 +509,7 @@ int netblk_conn_rx(struct netblk_conn *nc)
 		cond_resched();
 	}
 	if (!budget) {
-		netblk_kick(nd);
+		netblk_kick(nc->nd);
 		return 0;
 	}
 
@@ -515,9 +517,9 @@ int netblk_conn_rx(struct netblk_conn *nc)
 	 * No answer is due. A request is in flight before its first byte is
 	 * sent, so with none in flight no byte can be an answer.
 	 */
-	spin_lock(&nd->lock);
+	spin_lock(&q->lock);
 	unsolicited = list_empty(&nc->inflight) && netblk_conn_has_input(nc);
-	spin_unlock(&nd->lock);
+	spin_unlock(&q->lock);
 	if (unsolicited) {
 		nc->why = "it sent what was not asked for";
 		return -EPROTO;
@@ -541,13 +543,14 @@ int netblk_conn_rx(struct netblk_conn *nc)
 int netblk_conn_check(struct netblk_conn *nc, unsigned long *wake_at)
 {
 	struct netblk_device *nd = nc->nd;
+	struct netblk_queue *q = nc->queue;
 	unsigned int timeout_ms = READ_ONCE(nd->io_timeout_ms);
 	u32 acked = READ_ONCE(tcp_sk(nc->sock->sk)->snd_una);
 	unsigned long now = jiffies, silent_at, slow_at;
 	struct netblk_cmd *oldest;
 	unsigned int length = 0;
 
-	spin_lock(&nd->lock);
+	spin_lock(&q->lock);
 	oldest = list_first_entry_or_null(&nc->inflight, struct netblk_cmd,
 					  node);
 	if (oldest)
@@ -559,7 +562,7 @@ int netblk_conn_check(struct netblk_conn *nc, unsigned long *wake_at)
 	silent_at = nc->progress_at + msecs_to_jiffies(timeout_ms);
 	slow_at = nc->head_at +
 		msecs_to_jiffies(timeout_ms + length / (NETBLK_MIN_RATE / 1000));
-	spin_unlock(&nd->lock);
+	spin_unlock(&q->lock);
 	if (!oldest)
 		return 0;
 

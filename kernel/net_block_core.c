@@ -75,94 +75,77 @@ static void netblk_set_state(struct netblk_device *nd, enum netblk_state state)
 		sysfs_notify_dirent(nd->state_node);
 }
 
-/* Back to the start, to be sent again whole. */
-void netblk_cmd_rewind(struct netblk_cmd *cmd)
+static void netblk_change_state(struct netblk_device *nd,
+				enum netblk_state state)
 {
-	struct request *rq = blk_mq_rq_from_pdu(cmd);
-
-	cmd->header_done = 0;
-	cmd->sent = false;
-	cmd->receiving = false;
-	cmd->data.bio = rq->bio;
-	cmd->data.iter = rq->bio->bi_iter;
-	cmd->data.left = blk_rq_bytes(rq);
-}
-
-/* @cmd is on no list: the caller took it off and so has to end it. */
-void netblk_end_cmd(struct netblk_device *nd, struct netblk_cmd *cmd,
-		    blk_status_t status)
-{
-	struct request *rq = blk_mq_rq_from_pdu(cmd);
-
-	if (status != BLK_STS_OK)
-		atomic64_inc(&nd->errors);
-	else if (cmd->write)
-		atomic64_add(blk_rq_bytes(rq), &nd->write_bytes);
-	else
-		atomic64_add(blk_rq_bytes(rq), &nd->read_bytes);
-
 	spin_lock(&nd->lock);
-	nd->active--;
+	netblk_set_state(nd, state);
 	spin_unlock(&nd->lock);
-	blk_mq_end_request(rq, status);
-}
-
-/*
- * Send what is pending, from the task that submitted it. Whoever holds tx_lock
- * sends for everybody: it looks at the list again after it has let go, and a
- * task that failed to get the lock put its request on the list before. Both
- * use netblk_device.lock for it, which orders the two.
- */
-void netblk_tx(struct netblk_device *nd)
-{
-	bool again;
-
-	do {
-		struct netblk_conn *nc;
-		int err;
-
-		if (!mutex_trylock(&nd->tx_lock))
-			return;
-		nc = nd->conn;
-		if (nc && !nc->tx_stalled && !nc->tx_error) {
-			err = netblk_conn_tx(nc);
-			if (err) {
-				WRITE_ONCE(nc->tx_error, err);
-				netblk_kick(nd);
-			}
-		}
-		mutex_unlock(&nd->tx_lock);
-
-		spin_lock(&nd->lock);
-		nc = nd->conn;
-		again = nc && !list_empty(&nd->pending) &&
-			!READ_ONCE(nc->draining) &&
-			!READ_ONCE(nc->tx_stalled) &&
-			!READ_ONCE(nc->tx_error);
-		spin_unlock(&nd->lock);
-	} while (again);
 }
 
 /*
  * Take the connection away from senders and the thread; the requests in flight
  * go to @list in their order. The caller closes the connection.
  */
-static struct netblk_conn *netblk_detach(struct netblk_device *nd,
-					 enum netblk_state state,
+static struct netblk_conn *netblk_detach(struct netblk_queue *q,
 					 struct list_head *list)
 {
 	struct netblk_conn *nc;
 
-	mutex_lock(&nd->tx_lock);
-	spin_lock(&nd->lock);
-	nc = nd->conn;
-	nd->conn = NULL;
-	netblk_set_state(nd, state);
+	mutex_lock(&q->tx_lock);
+	spin_lock(&q->lock);
+	nc = q->conn;
+	q->conn = NULL;
 	if (nc)
-		list_splice_init(&nc->inflight, list);
-	spin_unlock(&nd->lock);
-	mutex_unlock(&nd->tx_lock);
+		list_splice_tail_init(&nc->inflight, list);
+	spin_unlock(&q->lock);
+	mutex_unlock(&q->tx_lock);
 	return nc;
+}
+
+/* Senders see @nc from here on; what is in @again is sent first. */
+static void netblk_attach(struct netblk_queue *q, struct netblk_conn *nc,
+			  struct list_head *again)
+{
+	mutex_lock(&q->tx_lock);
+	spin_lock(&q->lock);
+	list_splice(again, &q->pending);
+	q->conn = nc;
+	spin_unlock(&q->lock);
+	mutex_unlock(&q->tx_lock);
+}
+
+static void netblk_set_draining(struct netblk_queue *q, bool draining)
+{
+	mutex_lock(&q->tx_lock);
+	q->conn->draining = draining;
+	mutex_unlock(&q->tx_lock);
+}
+
+static bool netblk_any_conn(const struct netblk_device *nd)
+{
+	unsigned int i;
+
+	for (i = 0; i < nd->nr_queues; i++)
+		if (nd->queues[i].conn)
+			return true;
+	return false;
+}
+
+static bool netblk_any_dead(const struct netblk_device *nd)
+{
+	unsigned int i;
+
+	for (i = 0; i < nd->nr_queues; i++)
+		if (nd->queues[i].dead)
+			return true;
+	return false;
+}
+
+static void netblk_not_dead(struct netblk_queue *q)
+{
+	q->dead = false;
+	q->tries = 0;
 }
 
 static void netblk_end_op(struct netblk_op *op, int error)
@@ -186,16 +169,17 @@ static void netblk_end_waiting(struct netblk_device *nd, int error)
 
 static void netblk_cancel_next(struct netblk_device *nd, int error)
 {
-	if (nd->next)
+	if (nd->next) {
+		struct netblk_queue *q = nd->next->queue;
+
 		netblk_conn_close(nd->next);
-	nd->next = NULL;
-	nd->one_try = false;
-	if (nd->conn) {
-		mutex_lock(&nd->tx_lock);
-		nd->conn->draining = false;
-		mutex_unlock(&nd->tx_lock);
-		netblk_tx(nd);
+		nd->next = NULL;
+		if (q->conn) {
+			netblk_set_draining(q, false);
+			netblk_tx(q);
+		}
 	}
+	nd->one_try = false;
 	netblk_end_waiting(nd, error);
 }
 
@@ -208,34 +192,41 @@ static void netblk_cancel_next(struct netblk_device *nd, int error)
 static void netblk_fail_all(struct netblk_device *nd, enum netblk_state state)
 {
 	struct netblk_cmd *cmd, *tmp;
-	struct netblk_conn *nc;
 	LIST_HEAD(failed);
+	unsigned int i;
 
-	nc = netblk_detach(nd, state, &failed);
-	if (nc) {
-		if (list_empty(&failed))
-			netblk_conn_goodbye(nc);
-		netblk_conn_close(nc);
+	netblk_change_state(nd, state);
+	for (i = 0; i < nd->nr_queues; i++) {
+		struct netblk_queue *q = &nd->queues[i];
+		LIST_HEAD(unanswered);
+		struct netblk_conn *nc = netblk_detach(q, &unanswered);
+
+		if (nc) {
+			if (list_empty(&unanswered))
+				netblk_conn_goodbye(nc);
+			netblk_conn_close(nc);
+		}
+		spin_lock(&q->lock);
+		list_splice_tail_init(&q->pending, &unanswered);
+		spin_unlock(&q->lock);
+		list_splice_tail(&unanswered, &failed);
+		netblk_not_dead(q);
 	}
-
-	spin_lock(&nd->lock);
-	list_splice_tail_init(&nd->pending, &failed);
-	spin_unlock(&nd->lock);
 
 	list_for_each_entry_safe(cmd, tmp, &failed, node) {
 		list_del_init(&cmd->node);
-		netblk_end_cmd(nd, cmd, BLK_STS_IOERR);
+		netblk_end_cmd(cmd, BLK_STS_IOERR);
 		cond_resched();
 	}
-	nd->dead = false;
-	nd->tries = 0;
 }
 
-static void netblk_give_up(struct netblk_device *nd, const char *limit)
+static void netblk_give_up(struct netblk_queue *q, const char *limit)
 {
+	struct netblk_device *nd = q->nd;
+
 	pr_err("%s: gave up on %pI4:%u after %u tries in %u ms (%s): %s (%pe); I/O fails until connect\n",
-	       netblk_name(nd), &nd->addr.ip, nd->addr.port, nd->tries,
-	       jiffies_to_msecs(jiffies - nd->dead_since), limit, nd->why,
+	       netblk_name(nd), &nd->addr.ip, nd->addr.port, q->tries,
+	       jiffies_to_msecs(jiffies - q->dead_since), limit, nd->why,
 	       ERR_PTR(nd->error));
 	netblk_fail_all(nd, NETBLK_STATE_ERROR);
 	netblk_cancel_next(nd, -ETIMEDOUT);
@@ -245,15 +236,18 @@ static void netblk_give_up(struct netblk_device *nd, const char *limit)
  * The connection is of no more use: reset it, then put what it carried in
  * front of what was never sent, in the original order.
  */
-static void netblk_lost(struct netblk_device *nd, int error)
+static void netblk_lost(struct netblk_queue *q, int error)
 {
 	unsigned long now = jiffies, quiet_until = now;
+	struct netblk_device *nd = q->nd;
 	struct netblk_cmd *cmd;
 	struct netblk_conn *nc;
 	unsigned int carried = 0;
 	LIST_HEAD(again);
 
-	nc = netblk_detach(nd, NETBLK_STATE_CONNECTING, &again);
+	nc = netblk_detach(q, &again);
+	if (!netblk_any_conn(nd))
+		netblk_change_state(nd, NETBLK_STATE_CONNECTING);
 	nd->why = nc->why ? nc->why : "connection failed";
 	nd->error = error;
 
@@ -262,19 +256,19 @@ static void netblk_lost(struct netblk_device *nd, int error)
 	 * by an answer (netblk_service), or by a connection that stayed up for
 	 * the dead time with nothing to do.
 	 */
-	spin_lock(&nd->lock);
-	if (nd->active)
-		quiet_until = nd->busy_since;
-	spin_unlock(&nd->lock);
-	if (!nd->dead ||
+	spin_lock(&q->lock);
+	if (q->active)
+		quiet_until = q->busy_since;
+	spin_unlock(&q->lock);
+	if (!q->dead ||
 	    time_after_eq(quiet_until,
 			  nc->up_at + netblk_ms(&nd->dead_time_ms))) {
-		nd->dead = true;
-		nd->dead_since = now;
-		nd->tries = 0;
-		nd->try_at = now;
+		q->dead = true;
+		q->dead_since = now;
+		q->tries = 0;
+		q->try_at = now;
 	} else {
-		nd->try_at = nd->tried_at + netblk_ms(&nd->connect_timeout_ms);
+		q->try_at = q->tried_at + netblk_ms(&nd->connect_timeout_ms);
 	}
 
 	list_for_each_entry(cmd, &again, node) {
@@ -286,32 +280,32 @@ static void netblk_lost(struct netblk_device *nd, int error)
 			    nd->why, ERR_PTR(error), carried);
 	netblk_conn_close(nc);
 
-	spin_lock(&nd->lock);
-	list_splice(&again, &nd->pending);
-	spin_unlock(&nd->lock);
+	spin_lock(&q->lock);
+	list_splice(&again, &q->pending);
+	spin_unlock(&q->lock);
 }
 
 /* The time by which a lost server must have answered something. */
-static unsigned long netblk_dead_at(struct netblk_device *nd)
+static unsigned long netblk_dead_at(struct netblk_queue *q)
 {
-	unsigned long from = nd->dead_since;
+	unsigned long from = q->dead_since;
 
-	spin_lock(&nd->lock);
-	if (nd->active && time_after(nd->busy_since, from))
-		from = nd->busy_since;
-	spin_unlock(&nd->lock);
-	return from + netblk_ms(&nd->dead_time_ms);
+	spin_lock(&q->lock);
+	if (q->active && time_after(q->busy_since, from))
+		from = q->busy_since;
+	spin_unlock(&q->lock);
+	return from + netblk_ms(&q->nd->dead_time_ms);
 }
 
-/* next becomes conn. */
+/* next becomes its queue's connection. */
 static void netblk_promote(struct netblk_device *nd)
 {
 	struct netblk_conn *old, *nc = nd->next;
+	struct netblk_queue *q = nc->queue;
 	struct netblk_cmd *cmd;
 	LIST_HEAD(again);
-	bool user = !list_empty(&nd->waiting);
 
-	old = netblk_detach(nd, nd->state, &again);
+	old = netblk_detach(q, &again);
 	if (old) {
 		/* A drain that ran out of time: the rest is sent to the new. */
 		list_for_each_entry(cmd, &again, node)
@@ -326,23 +320,15 @@ static void netblk_promote(struct netblk_device *nd)
 	nd->one_try = false;
 	nd->addr = nc->addr;
 	nc->up_at = jiffies;
-	if (user) {
-		nd->dead = false;
-		nd->tries = 0;
-	}
+	if (!list_empty(&nd->waiting))
+		netblk_not_dead(q);
 	pr_info_ratelimited("%s: %sconnected to %pI4:%u\n", netblk_name(nd),
-			    nd->dead ? "re" : "", &nc->addr.ip, nc->addr.port);
+			    q->dead ? "re" : "", &nc->addr.ip, nc->addr.port);
 
-	mutex_lock(&nd->tx_lock);
-	spin_lock(&nd->lock);
-	list_splice(&again, &nd->pending);
-	nd->conn = nc;
-	netblk_set_state(nd, NETBLK_STATE_CONNECTED);
-	spin_unlock(&nd->lock);
-	mutex_unlock(&nd->tx_lock);
-
+	netblk_attach(q, nc, &again);
+	netblk_change_state(nd, NETBLK_STATE_CONNECTED);
 	netblk_end_waiting(nd, 0);
-	netblk_tx(nd);
+	netblk_tx(q);
 	if (old) {
 		netblk_conn_goodbye(old);
 		netblk_conn_close(old);
@@ -372,23 +358,24 @@ static void netblk_try_failed(struct netblk_device *nd, int error)
 	netblk_cancel_next(nd, error);
 }
 
-/* Begin to connect to @addr. */
-static void netblk_open_next(struct netblk_device *nd,
+/* Begin to connect @q to @addr. */
+static void netblk_open_next(struct netblk_queue *q,
 			     const struct netblk_addr *addr)
 {
-	struct netblk_conn *nc = netblk_conn_open(nd, addr);
+	struct netblk_conn *nc = netblk_conn_open(q, addr);
 
 	if (IS_ERR(nc)) {
-		netblk_try_failed(nd, PTR_ERR(nc));
+		netblk_try_failed(q->nd, PTR_ERR(nc));
 		return;
 	}
-	nd->next = nc;
+	q->nd->next = nc;
 }
 
 /* Look at the connection being made; a move waits for the old one to drain. */
 static void netblk_service_next(struct netblk_device *nd)
 {
 	struct netblk_conn *nc = nd->next;
+	struct netblk_queue *q = nc->queue;
 	bool drained;
 	int err;
 
@@ -404,47 +391,42 @@ static void netblk_service_next(struct netblk_device *nd)
 			return;
 		}
 		nc->deadline = jiffies + netblk_ms(&nd->io_timeout_ms);
-		if (nd->conn) {
-			mutex_lock(&nd->tx_lock);
-			nd->conn->draining = true;
-			mutex_unlock(&nd->tx_lock);
-		}
+		if (q->conn)
+			netblk_set_draining(q, true);
 	}
 
-	spin_lock(&nd->lock);
-	drained = !nd->conn || list_empty(&nd->conn->inflight);
-	spin_unlock(&nd->lock);
+	spin_lock(&q->lock);
+	drained = !q->conn || list_empty(&q->conn->inflight);
+	spin_unlock(&q->lock);
 	if (drained || time_after_eq(jiffies, nc->deadline))
 		netblk_promote(nd);
 }
 
-static void netblk_service(struct netblk_device *nd, unsigned long *wake_at)
+static void netblk_service(struct netblk_queue *q, unsigned long *wake_at)
 {
-	struct netblk_conn *nc = nd->conn;
+	struct netblk_conn *nc = q->conn;
 	u64 replies = nc->replies;
 	int err;
 
 	err = netblk_conn_rx(nc);
-	if (nc->replies != replies) {
-		nd->dead = false;
-		nd->tries = 0;
-	}
+	if (nc->replies != replies)
+		netblk_not_dead(q);
 	if (!err && READ_ONCE(nc->tx_stalled)) {
-		mutex_lock(&nd->tx_lock);
+		mutex_lock(&q->tx_lock);
 		nc->tx_stalled = false;
 		if (!nc->tx_error)
 			nc->tx_error = netblk_conn_tx(nc);
-		mutex_unlock(&nd->tx_lock);
-	} else if (!err && !list_empty(&nd->pending)) {
+		mutex_unlock(&q->tx_lock);
+	} else if (!err && !list_empty(&q->pending)) {
 		/* left by a drain; who adds a request sends it, too */
-		netblk_tx(nd);
+		netblk_tx(q);
 	}
 	if (!err)
 		err = READ_ONCE(nc->tx_error);
 	if (!err)
 		err = netblk_conn_check(nc, wake_at);
 	if (err)
-		netblk_lost(nd, err);
+		netblk_lost(q, err);
 }
 
 static void netblk_op_connect(struct netblk_device *nd, struct netblk_op *op)
@@ -455,20 +437,17 @@ static void netblk_op_connect(struct netblk_device *nd, struct netblk_op *op)
 	}
 	if (nd->next)
 		netblk_cancel_next(nd, -ECANCELED);
-	if (nd->conn && netblk_same_addr(&op->addr, &nd->addr)) {
+	if (netblk_any_conn(nd) && netblk_same_addr(&op->addr, &nd->addr)) {
 		netblk_end_op(op, 0);
 		return;
 	}
 
 	list_add_tail(&op->node, &nd->waiting);
 	/* With neither a connection nor a lost one, failure ends in error. */
-	nd->one_try = !nd->conn && !nd->dead;
-	if (nd->one_try) {
-		spin_lock(&nd->lock);
-		netblk_set_state(nd, NETBLK_STATE_CONNECTING);
-		spin_unlock(&nd->lock);
-	}
-	netblk_open_next(nd, &op->addr);
+	nd->one_try = !netblk_any_conn(nd) && !netblk_any_dead(nd);
+	if (nd->one_try)
+		netblk_change_state(nd, NETBLK_STATE_CONNECTING);
+	netblk_open_next(&nd->queues[0], &op->addr);
 }
 
 static void netblk_op_disconnect(struct netblk_device *nd)
@@ -502,50 +481,59 @@ static void netblk_take_ops(struct netblk_device *nd)
 	}
 }
 
+/* A queue that is lost: give up, or try again when it is time. */
+static void netblk_seek(struct netblk_queue *q, unsigned long *wake_at)
+{
+	struct netblk_device *nd = q->nd;
+	bool busy;
+
+	spin_lock(&q->lock);
+	busy = q->active;
+	spin_unlock(&q->lock);
+
+	if (!q->conn || busy) {
+		unsigned long dead_at = netblk_dead_at(q);
+
+		if (time_after_eq(jiffies, dead_at)) {
+			netblk_give_up(q, "dead_time_ms");
+			return;
+		}
+		if (time_before(dead_at, *wake_at))
+			*wake_at = dead_at;
+	}
+	if (q->conn || nd->next)
+		return;
+	if (q->tries >= READ_ONCE(nd->max_retries)) {
+		netblk_give_up(q, "max_retries");
+	} else if (time_after_eq(jiffies, q->try_at)) {
+		q->tries++;
+		q->tried_at = jiffies;
+		q->try_at = q->tried_at + netblk_ms(&nd->connect_timeout_ms);
+		netblk_open_next(q, &nd->addr);
+		netblk_kick(nd);
+	} else if (time_before(q->try_at, *wake_at)) {
+		*wake_at = q->try_at;
+	}
+}
+
 /* One look at everything. Returns how long to sleep at most, in jiffies. */
 static long netblk_step(struct netblk_device *nd)
 {
 	unsigned long now = jiffies;
 	unsigned long wake_at = now + MAX_JIFFY_OFFSET;
-	bool lost, busy;
+	unsigned int i;
 
 	netblk_take_ops(nd);
-	if (nd->conn)
-		netblk_service(nd, &wake_at);
+	for (i = 0; i < nd->nr_queues; i++)
+		if (nd->queues[i].conn)
+			netblk_service(&nd->queues[i], &wake_at);
 	if (nd->next)
 		netblk_service_next(nd);
 	if (nd->next && time_before(nd->next->deadline, wake_at))
 		wake_at = nd->next->deadline;
-
-	spin_lock(&nd->lock);
-	busy = nd->active;
-	spin_unlock(&nd->lock);
-	lost = nd->dead && !nd->one_try && !nd->conn;
-
-	if (nd->dead && !nd->one_try && (lost || busy)) {
-		unsigned long dead_at = netblk_dead_at(nd);
-
-		if (time_after_eq(jiffies, dead_at)) {
-			netblk_give_up(nd, "dead_time_ms");
-			lost = false;
-		} else if (time_before(dead_at, wake_at)) {
-			wake_at = dead_at;
-		}
-	}
-	if (lost && !nd->next) {
-		if (nd->tries >= READ_ONCE(nd->max_retries)) {
-			netblk_give_up(nd, "max_retries");
-		} else if (time_after_eq(jiffies, nd->try_at)) {
-			nd->tries++;
-			nd->tried_at = jiffies;
-			nd->try_at = nd->tried_at +
-				netblk_ms(&nd->connect_timeout_ms);
-			netblk_open_next(nd, &nd->addr);
-			netblk_kick(nd);
-		} else if (time_before(nd->try_at, wake_at)) {
-			wake_at = nd->try_at;
-		}
-	}
+	for (i = 0; i < nd->nr_queues; i++)
+		if (nd->queues[i].dead && !nd->one_try)
+			netblk_seek(&nd->queues[i], &wake_at);
 
 	now = jiffies;
 	return time_after(wake_at, now) ? (long)(wake_at - now) : 0;
@@ -653,10 +641,8 @@ void netblk_shutdown(struct netblk_device *nd)
 
 int netblk_core_start(struct netblk_device *nd)
 {
-	mutex_init(&nd->tx_lock);
 	spin_lock_init(&nd->lock);
 	INIT_LIST_HEAD(&nd->ops);
-	INIT_LIST_HEAD(&nd->pending);
 	INIT_LIST_HEAD(&nd->waiting);
 	init_waitqueue_head(&nd->wait);
 	timer_setup(&nd->watchdog, netblk_watchdog, 0);

@@ -41,72 +41,6 @@ static const struct block_device_operations netblk_fops = {
 };
 
 /*
- * May sleep (BLK_MQ_F_BLOCKING): on the locks of the sending side, never on
- * the server.
- */
-static blk_status_t netblk_queue_rq(struct blk_mq_hw_ctx *hctx,
-				    const struct blk_mq_queue_data *bd)
-{
-	struct netblk_device *nd = hctx->queue->queuedata;
-	struct request *rq = bd->rq;
-	struct netblk_cmd *cmd = blk_mq_rq_to_pdu(rq);
-	enum netblk_state state;
-
-	/* Others need a promise that the protocol does not give. */
-	if (req_op(rq) != REQ_OP_READ && req_op(rq) != REQ_OP_WRITE)
-		return BLK_STS_NOTSUPP;
-
-	cmd->write = req_op(rq) == REQ_OP_WRITE;
-	netblk_cmd_rewind(cmd);
-	blk_mq_start_request(rq);
-
-	spin_lock(&nd->lock);
-	state = nd->state;
-	if (state == NETBLK_STATE_CONNECTED ||
-	    state == NETBLK_STATE_CONNECTING) {
-		if (!nd->active++)
-			nd->busy_since = jiffies;
-		list_add_tail(&cmd->node, &nd->pending);
-		spin_unlock(&nd->lock);
-		/* From here on the request may be complete and gone. */
-		if (bd->last)
-			netblk_tx(nd);
-		return BLK_STS_OK;
-	}
-	spin_unlock(&nd->lock);
-
-	atomic64_inc(&nd->errors);
-	pr_err_ratelimited("%s: %s of %u bytes at sector %llu refused: the state is %s\n",
-			   netblk_name(nd), cmd->write ? "write" : "read",
-			   blk_rq_bytes(rq),
-			   (unsigned long long)blk_rq_pos(rq),
-			   state == NETBLK_STATE_ERROR ? "error" :
-			   "disconnected");
-	return BLK_STS_IOERR;
-}
-
-static void netblk_commit_rqs(struct blk_mq_hw_ctx *hctx)
-{
-	netblk_tx(hctx->queue->queuedata);
-}
-
-/*
- * Never completes: the thread is the only one who does, and its deadlines are
- * nearer than this one. It is woken, should a wake-up ever be missing.
- */
-static enum blk_eh_timer_return netblk_timeout(struct request *rq)
-{
-	netblk_kick(rq->q->queuedata);
-	return BLK_EH_RESET_TIMER;
-}
-
-static const struct blk_mq_ops netblk_mq_ops = {
-	.queue_rq = netblk_queue_rq,
-	.commit_rqs = netblk_commit_rqs,
-	.timeout = netblk_timeout,
-};
-
-/*
  * Add the disk. With @connect one try is made first, so that the partition
  * table can be read.
  */
@@ -156,8 +90,11 @@ struct netblk_device *netblk_create(const struct netblk_config *config,
 	nd->io_timeout_ms = config->io_timeout_ms;
 	nd->dead_time_ms = config->dead_time_ms;
 
+	err = netblk_queues_alloc(nd, 1);
+	if (err)
+		goto free;
 	nd->tag_set.ops = &netblk_mq_ops;
-	nd->tag_set.nr_hw_queues = 1;
+	nd->tag_set.nr_hw_queues = nd->nr_queues;
 	nd->tag_set.queue_depth = config->queue_depth;
 	nd->tag_set.numa_node = NUMA_NO_NODE;
 	nd->tag_set.cmd_size = sizeof(struct netblk_cmd);
@@ -166,7 +103,7 @@ struct netblk_device *netblk_create(const struct netblk_config *config,
 			    NETBLK_F_SHOULD_MERGE;
 	err = blk_mq_alloc_tag_set(&nd->tag_set);
 	if (err)
-		goto free;
+		goto free_queues;
 
 	nd->disk = netblk_compat_alloc_mq_disk(&nd->tag_set,
 					       NETBLK_MAX_REQUEST_BYTES >>
@@ -195,6 +132,8 @@ put:
 	put_disk(nd->disk);
 free_tags:
 	blk_mq_free_tag_set(&nd->tag_set);
+free_queues:
+	netblk_queues_free(nd);
 free:
 	kfree(nd);
 	return ERR_PTR(err);
@@ -219,6 +158,7 @@ void netblk_destroy(struct netblk_device *nd)
 	netblk_core_stop(nd);
 	put_disk(nd->disk);
 	blk_mq_free_tag_set(&nd->tag_set);
+	netblk_queues_free(nd);
 	kfree(nd);
 }
 

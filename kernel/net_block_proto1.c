@@ -42,12 +42,11 @@ static size_t netblk1_encode_goodbye(u8 header[NETBLK_MAX_HEADER])
 static unsigned int netblk1_rx_map(struct netblk_conn *nc, struct bio_vec *bv,
 				   unsigned int max, size_t *bytes)
 {
-	struct netblk_device *nd = nc->nd;
 	struct netblk_cmd *cmd;
 	unsigned int n = 0;
 
 	*bytes = 0;
-	spin_lock(&nd->lock);
+	spin_lock(&nc->queue->lock);
 	list_for_each_entry(cmd, &nc->inflight, node) {
 		if (!cmd->sent || n == max)
 			break;
@@ -66,7 +65,7 @@ static unsigned int netblk1_rx_map(struct netblk_conn *nc, struct bio_vec *bv,
 		if (!cmd->write)
 			break;
 	}
-	spin_unlock(&nd->lock);
+	spin_unlock(&nc->queue->lock);
 	return n;
 }
 
@@ -74,27 +73,26 @@ static unsigned int netblk1_rx_map(struct netblk_conn *nc, struct bio_vec *bv,
 static int netblk1_end_oldest(struct netblk_conn *nc, struct netblk_cmd *cmd,
 			      blk_status_t status)
 {
-	struct netblk_device *nd = nc->nd;
 	bool excess;
 
 	/*
 	 * With nothing else in flight no byte may follow. Tested before the
 	 * completion: a stream that is out of step answers nothing.
 	 */
-	spin_lock(&nd->lock);
+	spin_lock(&nc->queue->lock);
 	excess = list_is_singular(&nc->inflight) && netblk_conn_has_input(nc);
 	if (!excess) {
 		list_del_init(&cmd->node);
 		nc->head_at = jiffies;
 		nc->progress_at = nc->head_at;
 	}
-	spin_unlock(&nd->lock);
+	spin_unlock(&nc->queue->lock);
 	if (excess) {
 		nc->why = "it sent more than was asked for";
 		return -EPROTO;
 	}
 	nc->replies++;
-	netblk_end_cmd(nd, cmd, status);
+	netblk_end_cmd(cmd, status);
 	return 0;
 }
 
