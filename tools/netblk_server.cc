@@ -33,6 +33,7 @@ struct Arguments {
   std::vector<std::string> listens;
   std::string config_path;
   std::vector<std::string> config_listens;
+  std::string state_dir;
   std::string io = "auto";
   unsigned threads = 0;
   double request_timeout_s = static_cast<double>(limits::kRequestTimeoutMs) / 1000;
@@ -114,7 +115,7 @@ int serve(const Arguments& arguments, const server::Config& config) {
   // A starting server waits for one that is still stopping; a running one does not wait for a file at a reload.
   uint64_t lock_wait_ms = limits::kStoreLockWaitMs;
   const auto open = [&](const std::string& store, bool read_only) {
-    return open_store(*backend.value(), store, read_only, lock_wait_ms);
+    return open_store(*backend.value(), store, read_only, arguments.state_dir, lock_wait_ms);
   };
   // Before the first listen: from there on a signal means a drain, not a sudden end.
   server::Server::block_signals();
@@ -155,6 +156,10 @@ int run(int argc, char** argv) {
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   app.add_option("--config", arguments.config_path, "TOML file with listen = [URI] and [export.NAME]; SIGHUP reloads it")
       ->type_name("FILE");
+  app.add_option("--state-dir", arguments.state_dir,
+                 "Keep the records of file: stores in this folder. Default: FILE.netblk beside each FILE, and "
+                 "/var/lib/netblk for block devices")
+      ->type_name("DIR");
   app.add_option("--io", arguments.io, "How to wait for input and output: auto, uring or epoll")
       ->check(CLI::IsMember({"auto", "uring", "epoll"}))
       ->type_name("KIND");
@@ -188,6 +193,7 @@ int run(int argc, char** argv) {
     if (!read) return fail(kFailed, read.error().message);
     config = std::move(read).value();
     arguments.config_listens = server::listen_uris(config);
+    if (arguments.state_dir.empty()) arguments.state_dir = config.state_dir;
   }
   auto given = from_options(arguments);
   if (!given) return fail(kMalformed, given.error().message);

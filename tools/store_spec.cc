@@ -117,7 +117,7 @@ Result<std::unique_ptr<block::Device>> with_filters(std::unique_ptr<block::Devic
 }  // namespace
 
 Result<std::unique_ptr<block::Device>> open_store(io::Backend& backend, const std::string& text, bool read_only,
-                                                  uint64_t lock_wait_ms) {
+                                                  const std::string& state_folder, uint64_t lock_wait_ms) {
   const std::string_view whole = text;
   const size_t colon = whole.find(':');
   const std::string_view scheme = whole.substr(0, colon);
@@ -134,6 +134,8 @@ Result<std::unique_ptr<block::Device>> open_store(io::Backend& backend, const st
     store::FileOptions file;
     file.path = percent_decoded(body);
     file.read_only = read_only;
+    file.keep_identity = true;
+    file.state_folder = state_folder;
     file.lock_wait_ms = lock_wait_ms;
     file.on_wait = [](const std::string& words) {
       std::printf("%s\n", words.c_str());

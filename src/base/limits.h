@@ -58,6 +58,9 @@ inline constexpr uint32_t kMaxExports = 4096;
 inline constexpr size_t kMaxExportNameBytes = 4096;
 inline constexpr size_t kMaxConfigFileBytes = 1u << 20;
 
+// What is written down about a store, its owners included.
+inline constexpr size_t kMaxRecordBytes = 1u << 20;
+
 // Times, in milliseconds. The header of a request has its deadline from its first byte on (DESIGN 4.1), the data of a
 // WRITE from the moment when there is room for it.
 inline constexpr uint64_t kHeaderTimeoutMs = 10'000;

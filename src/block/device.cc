@@ -54,6 +54,11 @@ void Completion::finish(int error) && {
   request.on_done(request);
 }
 
+Status Device::grow(uint64_t wanted_bytes) {
+  if (size_bytes() >= wanted_bytes) return Ok{};
+  return make_error(EOPNOTSUPP, "a store of this kind cannot grow while it is in use");
+}
+
 void Device::submit(Request& request) {
   NETBLK_CHECK(request.loop != nullptr, "a request without a loop");
   NETBLK_CHECK(request.data != nullptr || (request.command != Command::kRead && request.command != Command::kWrite),

@@ -60,6 +60,15 @@ class Device {
   // cheap enough for once a second.
   virtual void refresh_size() {}
 
+  // Makes the storage at least that large while it is in use; a larger one stays as it is. May block on the disk.
+  // EOPNOTSUPP: it has the size that it was made with.
+  virtual Status grow(uint64_t size_bytes);
+
+  // A descriptor whose bytes at the device's own offsets are what a READ gives, so that they can be sent without passing
+  // user space (splice, sendfile); -1: none, as wherever something must see or delay the data. It belongs to the device.
+  // A read past the end of a file that was cut is short, and then an error as in a READ. Such reads are not counted here.
+  virtual int read_fd() const { return -1; }
+
   // Here: a store that lives as long as this process.
   virtual Generation generation() const { return generation_; }
 

@@ -52,10 +52,12 @@ Result<ListenConfig> parse_listen(std::string_view text);
 struct Config {
   std::vector<ExportConfig> exports;  // in order: netblk/1 and an empty name mean the first
   std::vector<ListenConfig> listens;
+  std::string state_dir;  // where stores keep their records; empty: beside themselves
 };
 
 // `text`: of the file `path`, which errors name with line and column.
 //   listen = ["netblk://127.0.0.1:10809"]
+//   state-dir = "/var/lib/netblk"
 //   [export.NAME]
 //   store = "file:/srv/a.img?size=10G"
 //   ro = true

@@ -109,6 +109,11 @@ Result<Config> parse_config(std::string_view text, const std::string& path) {
         if (!listen) return at(path, value.source(), "{}", listen.error().message);
         config.listens.push_back(std::move(listen).value());
       }
+    } else if (key == "state-dir") {
+      const auto* folder = value.as_string();
+      if (folder == nullptr || folder->get().empty())
+        return at(path, value.source(), "state-dir takes a string, the path of a folder");
+      config.state_dir = folder->get();
     } else if (key == "export") {
       const auto* exports = value.as_table();
       if (exports == nullptr) return at(path, value.source(), "export is a table: write [export.NAME]");
@@ -122,7 +127,7 @@ Result<Config> parse_config(std::string_view text, const std::string& path) {
         ordered.emplace_back(name.source().begin, std::move(made).value());
       }
     } else {
-      return at(path, key.source(), "unknown key '{}'; known are listen and [export.NAME]", key.str());
+      return at(path, key.source(), "unknown key '{}'; known are listen, state-dir and [export.NAME]", key.str());
     }
   }
   std::sort(ordered.begin(), ordered.end(), [](const auto& a, const auto& b) { return a.first < b.first; });

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "store/file_store.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <cerrno>
@@ -8,6 +10,8 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/log.h"
+#include "base/parse.h"
 
 namespace netblk::store {
 
@@ -22,13 +26,105 @@ alignas(4096) constexpr std::array<std::byte, 64 * 1024> kZeroes{};
 }  // namespace
 
 FileStore::FileStore(const block::Geometry& geometry, std::unique_ptr<io::File> buffered,
-                     std::unique_ptr<io::File> direct, uint32_t direct_alignment)
+                     std::unique_ptr<io::File> direct, uint32_t direct_alignment, FileHome home)
     : Device(geometry),
       buffered_(std::move(buffered)),
       direct_(std::move(direct)),
       direct_alignment_(direct_alignment),
-      sync_(*buffered_) {
+      home_(std::move(home)),
+      sync_(*buffered_, [this](std::function<void()> go_on) {
+        if (home_.identity == nullptr) return go_on();
+        jobs_.run([this, go_on = std::move(go_on)] {
+          home_.identity->sync_failed();
+          go_on();
+        });
+      }) {
   NETBLK_CHECK(direct_ == nullptr || direct_alignment_ > 0, "direct I/O without an alignment");
+}
+
+FileStore::~FileStore() {
+  jobs_.finish();
+  if (home_.identity != nullptr) home_.identity->close();
+}
+
+block::Generation FileStore::generation() const {
+  return home_.identity != nullptr ? home_.identity->generation() : Device::generation();
+}
+
+std::vector<std::byte> FileStore::owners() const {
+  return home_.identity != nullptr ? home_.identity->owners() : Device::owners();
+}
+
+// Waits for the disk on the job thread, and comes back to the loop.
+struct FileStore::KeepOwners : coro::Posted {
+  KeepOwners(FileStore& owner, coro::Mailbox& home, std::vector<std::byte> what)
+      : Posted([](coro::Runnable& self) { static_cast<KeepOwners&>(self).waiter.resume(); }),
+        store(owner), loop(home), record(std::move(what)) {}
+  bool await_ready() const { return false; }
+  void await_suspend(std::coroutine_handle<> handle) {
+    waiter = handle;
+    store.jobs_.run([this] {
+      kept = store.home_.identity->keep_owners(std::move(record));
+      loop.post(*this);
+    });
+  }
+  Status await_resume() { return std::move(kept); }
+
+  FileStore& store;
+  coro::Mailbox& loop;
+  std::vector<std::byte> record;
+  Status kept = Ok{};
+  std::coroutine_handle<> waiter;
+};
+
+coro::Task<Status> FileStore::keep_owners(coro::Mailbox& loop, std::vector<std::byte> record) {
+  if (home_.identity == nullptr) {
+    Status kept = co_await Device::keep_owners(loop, std::move(record));
+    co_return kept;
+  }
+  KeepOwners keep(*this, loop, std::move(record));
+  Status kept = co_await keep;
+  co_return kept;
+}
+
+// --- The size -------------------------------------------------------------------------------------------------------
+
+void FileStore::look_at_size() {
+  const auto size = fd_size_bytes(home_.fd.get());
+  if (!size || size.value() == size_bytes()) return;
+  log_info("{}: its size was {} and is now {}", home_.path, size_text(size_bytes()), size_text(size.value()));
+  set_size_bytes(size.value());
+}
+
+void FileStore::refresh_size() {
+  if (!home_.fd.valid()) return;
+  const std::lock_guard lock(size_mutex_);
+  look_at_size();
+}
+
+Status FileStore::grow(uint64_t wanted_bytes) {
+  if (!home_.fd.valid()) return Device::grow(wanted_bytes);
+  const std::lock_guard lock(size_mutex_);
+  look_at_size();
+  if (size_bytes() >= wanted_bytes || geometry().read_only) return Ok{};
+  if (auto grown = grow_file(home_.fd.get(), wanted_bytes, home_.path); !grown) return grown;
+  if (home_.identity != nullptr) home_.identity->resized();
+  look_at_size();
+  return Ok{};
+}
+
+// A file that was cut must not grow again by a write that passed the edge before: asked of the file itself, but not
+// more than once in a millisecond, so that it costs a busy store nothing.
+bool FileStore::cut_off(const Request& request) {
+  if (home_.fd.valid()) {
+    const uint64_t now_ms = io::loop_of(*request.loop).now_ms();
+    if (looked_at_ms_.load(std::memory_order_relaxed) != now_ms) {
+      looked_at_ms_.store(now_ms, std::memory_order_relaxed);
+      refresh_size();
+    }
+  }
+  const uint64_t size = size_bytes();
+  return request.offset > size || request.length > size - request.offset;
 }
 
 // Of what is left to move: the rest of a short move may be aligned no more.
@@ -59,7 +155,44 @@ void FileStore::start(Request& request, block::Completion completion) {
       // A change that would never be durable is not begun: after a failed sync the store takes none.
       if (sync_.poisoned()) return std::move(held.completion).finish(EIO);
       held.phase = request.command == Command::kWrite ? kMoving : kPunching;
-      if (order_.acquire(request, [](Request& granted) { of(granted).drive(granted); })) drive(request);
+      if (home_.identity != nullptr && !home_.identity->writes_begun()) return wait_for_record(request);
+      begin_change(request);
+  }
+}
+
+void FileStore::begin_change(Request& request) {
+  if (order_.acquire(request, [](Request& granted) { of(granted).drive(granted); })) drive(request);
+}
+
+// Only at the first change after the store was opened clean (Identity::begin_writes()).
+void FileStore::wait_for_record(Request& request) {
+  {
+    const std::lock_guard lock(unrecorded_mutex_);
+    request.held.next = unrecorded_;
+    unrecorded_ = &request;
+    if (recording_) return;
+    recording_ = true;
+  }
+  jobs_.run([this] { record_done(home_.identity->begin_writes()); });
+}
+
+void FileStore::record_done(const Status& begun) {
+  Request* waiting = nullptr;
+  {
+    const std::lock_guard lock(unrecorded_mutex_);
+    waiting = std::exchange(unrecorded_, nullptr);
+    recording_ = false;
+  }
+  if (!begun)
+    log_error("{}: its record cannot say that it is being written, so no write is taken: {}", home_.path,
+              begun.error().message);
+  while (waiting != nullptr) {
+    Request& request = *std::exchange(waiting, waiting->held.next);
+    request.error = begun ? 0 : begun.error().code;
+    request.held.hop.send(request, [](Request& told) {
+      if (told.error != 0) return std::move(told.held.completion).finish(told.error);
+      of(told).begin_change(told);
+    });
   }
 }
 
@@ -75,6 +208,7 @@ void FileStore::drive(Request& request) {
 bool FileStore::begin_operation(Request& request) {
   auto& held = request.held;
   io::Loop& loop = io::loop_of(*request.loop);
+  if (request.modifies() && cut_off(request)) return held.op.finish_now(-EINVAL);
   const uint64_t at = request.offset + held.progress;
   const uint64_t left = request.length - held.progress;
   if (held.phase == kPunching) return buffered_->punch_hole(loop, held.op, request.offset, request.length);

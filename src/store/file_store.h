@@ -2,14 +2,20 @@
 // The `file` store: a raw image or a block device.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
+#include <vector>
 
 #include "base/result.h"
 #include "block/device.h"
+#include "io/fd.h"
 #include "io/loop.h"
 #include "store/group_sync.h"
+#include "store/identity.h"
+#include "store/job_thread.h"
 #include "store/write_order.h"
 
 namespace netblk::store {
@@ -21,6 +27,10 @@ struct FileOptions {
   // Bypasses the page cache (O_DIRECT) for requests that are aligned for it; the others go through the cache.
   bool direct = false;
   bool read_only = false;
+  // Keeps a record of the store (store/identity.h): PATH.netblk, or in state_folder; a block device's is in
+  // kDeviceStateFolder. Without it the store has an identity of this process.
+  bool keep_identity = false;
+  std::string state_folder;
   // How long to wait for another process to let go of the file. Milliseconds.
   uint64_t lock_wait_ms = 0;
   // Told once, in words, when the wait begins. May be empty.
@@ -29,10 +39,24 @@ struct FileOptions {
   std::function<bool()> stop_waiting;
 };
 
+inline constexpr const char* kDeviceStateFolder = "/var/lib/netblk";
+
 // Opens, locks and sizes the file. The lock (flock; exclusive, or shared when read-only) keeps every second process,
 // and every second store of this process, away until the store is destroyed. Errors name the path and what to do; EBUSY:
 // this process holds the file, EAGAIN: another one does.
 Result<std::unique_ptr<block::Device>> open_file_store(io::Backend& backend, const FileOptions& options);
+
+// Makes the file at least that large, durably, its name included: otherwise an answered write could be lost with the
+// file. ENOSPC: a block device, which nobody can grow from here.
+Status grow_file(int fd, uint64_t size_bytes, const std::string& path);
+
+// What a FileStore knows of its file beside the files that it reads and writes. All of it may be missing.
+struct FileHome {
+  std::string path;
+  io::UniqueFd fd;                     // the same open file as `buffered`: for its size, and for readers of read_fd()
+  bool direct = false;
+  std::unique_ptr<Identity> identity;  // on the same descriptor
+};
 
 // The engine, on files that are already open; for tests and simulators too.
 //   buffered: takes any request. direct: null, or the same storage for requests aligned to direct_alignment bytes.
@@ -40,7 +64,17 @@ Result<std::unique_ptr<block::Device>> open_file_store(io::Backend& backend, con
 class FileStore : public block::Device {
  public:
   FileStore(const block::Geometry& geometry, std::unique_ptr<io::File> buffered, std::unique_ptr<io::File> direct,
-            uint32_t direct_alignment);
+            uint32_t direct_alignment, FileHome home = {});
+  // Syncs what is not, and writes down that the store was closed.
+  ~FileStore() override;
+
+  void refresh_size() override;
+  Status grow(uint64_t size_bytes) override;
+  int read_fd() const override { return home_.direct ? -1 : home_.fd.get(); }
+
+  block::Generation generation() const override;
+  std::vector<std::byte> owners() const override;
+  coro::Task<Status> keep_owners(coro::Mailbox& loop, std::vector<std::byte> record) override;
 
   bool poisoned() const { return sync_.poisoned(); }
   uint64_t syncs() const { return sync_.syncs(); }
@@ -53,7 +87,13 @@ class FileStore : public block::Device {
   enum Phase : uint8_t { kMoving, kPunching };
 
   static FileStore& of(const block::Request& request) { return static_cast<FileStore&>(*request.held.owner); }
+  struct KeepOwners;
   io::File& file_for(uint64_t offset, uint64_t length, const std::byte* data) const;
+  void look_at_size();
+  bool cut_off(const block::Request& request);
+  void wait_for_record(block::Request& request);
+  void record_done(const Status& begun);
+  void begin_change(block::Request& request);
   void drive(block::Request& request);
   bool begin_operation(block::Request& request);
   bool absorb(block::Request& request, int32_t result);
@@ -62,8 +102,19 @@ class FileStore : public block::Device {
   std::unique_ptr<io::File> buffered_;
   std::unique_ptr<io::File> direct_;
   uint32_t direct_alignment_;
+  FileHome home_;
   WriteOrder order_;
   GroupSync sync_;
+
+  std::mutex size_mutex_;  // of looking at the size and changing it
+  std::atomic<uint64_t> looked_at_ms_{0};
+
+  // Changes that wait until the record says that the store is being written; newest first. A leaf.
+  std::mutex unrecorded_mutex_;
+  block::Request* unrecorded_ = nullptr;
+  bool recording_ = false;
+
+  JobThread jobs_;  // the last member: its jobs use the others
 };
 
 }  // namespace netblk::store

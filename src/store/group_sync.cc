@@ -28,17 +28,25 @@ GroupSync::SyncOp::SyncOp(GroupSync& owner)
       }),
       sync(owner) {}
 
-GroupSync::GroupSync(io::File& file) : file_(file), kick_(*this), op_(*this) {}
+GroupSync::Noted::Noted(GroupSync& owner)
+    : Posted([](Runnable& self) { static_cast<Noted&>(self).sync.answer(); }), sync(owner) {}
+
+GroupSync::GroupSync(io::File& file, OnFailure on_failure)
+    : file_(file), on_failure_(std::move(on_failure)), kick_(*this), op_(*this), noted_(*this) {}
 
 void GroupSync::join(block::Request& request) {
-  if (poisoned()) return std::move(request.held.completion).finish(EIO);
+  bool too_late = false;
   {
     const std::lock_guard lock(mutex_);
-    request.held.next = waiting_;
-    waiting_ = &request;
-    if (scheduled_) return;
-    scheduled_ = true;
+    too_late = poisoned() && !scheduled_;
+    if (!too_late) {
+      request.held.next = waiting_;
+      waiting_ = &request;
+      if (scheduled_) return;
+      scheduled_ = true;
+    }
   }
+  if (too_late) return std::move(request.held.completion).finish(EIO);
   sync_loop_ = &io::loop_of(*request.loop);
   // At the end of the ready queue: everything that this round of completions writes joins the same sync.
   coro::ReadyQueue::current().push(kick_);
@@ -54,10 +62,17 @@ void GroupSync::start(io::Loop& loop) {
 }
 
 void GroupSync::ended(int32_t result) {
-  if (result < 0 && !poisoned_.exchange(true, std::memory_order_acq_rel))
+  if (result < 0 && !poisoned_.exchange(true, std::memory_order_acq_rel)) {
     log_error("fdatasync failed: {}; data may be lost: every later write and flush of this store fails until it is "
               "opened again",
               errno_text(-result));
+    // The loop stays: one of those who wait is on it.
+    if (on_failure_) return on_failure_([this] { sync_loop_->post(noted_); });
+  }
+  answer();
+}
+
+void GroupSync::answer() {
   block::Request* answered = std::exchange(running_, nullptr);
   io::Loop& here = *sync_loop_;
   io::Loop* next_loop = nullptr;

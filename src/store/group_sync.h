@@ -4,6 +4,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <mutex>
 
 #include "block/request.h"
@@ -17,8 +18,12 @@ namespace netblk::store {
 // Lock order: mutex_ is a leaf; nothing is called under it.
 class GroupSync {
  public:
-  // `file` outlives this object.
-  explicit GroupSync(io::File& file);
+  // Told once, on a loop's thread, when a sync has failed, before anybody else is: `go_on` is then to be called, on any
+  // thread, once that is written down.
+  using OnFailure = std::function<void(std::function<void()> go_on)>;
+
+  // `file` outlives this object. on_failure: may be empty.
+  explicit GroupSync(io::File& file, OnFailure on_failure = nullptr);
 
   void join(block::Request& request);
 
@@ -38,10 +43,16 @@ class GroupSync {
     explicit SyncOp(GroupSync& owner);
     GroupSync& sync;
   };
+  struct Noted : io::Posted {
+    explicit Noted(GroupSync& owner);
+    GroupSync& sync;
+  };
   void start(io::Loop& loop);
   void ended(int32_t result);
+  void answer();
 
   io::File& file_;
+  const OnFailure on_failure_;
   std::mutex mutex_;
   block::Request* waiting_ = nullptr;  // joined since the running sync began; newest first
   bool scheduled_ = false;             // a sync is queued on some loop, or runs
@@ -49,6 +60,7 @@ class GroupSync {
   io::Loop* sync_loop_ = nullptr;      // of the sync that is scheduled; set by the one who scheduled it
   Kick kick_;
   SyncOp op_;
+  Noted noted_;
   std::atomic<bool> poisoned_{false};
   std::atomic<uint64_t> syncs_{0};
 };

@@ -12,8 +12,11 @@
 #include <cerrno>
 #include <filesystem>
 #include <fstream>
+#include <span>
 #include <sstream>
+#include <string_view>
 
+#include "base/crc32c.h"
 #include "base/limits.h"
 #include "base/parse.h"
 #include "io/socket.h"
@@ -70,8 +73,6 @@ Status lock(int fd, const FileOptions& options) {
   return Ok{};
 }
 
-// A new or grown file is durable, its name included, before the first write is: otherwise an answered write could be
-// lost with the file.
 Status make_durable(int fd, const std::string& path) {
   if (::fsync(fd) != 0) return make_error(errno, "cannot sync {}: {}", path, errno_text(errno));
   std::error_code unknown;
@@ -86,28 +87,66 @@ Status make_durable(int fd, const std::string& path) {
 Result<uint64_t> size_of(int fd, const FileOptions& options) {
   struct stat status;
   if (::fstat(fd, &status) != 0) return make_error(errno, "cannot stat {}: {}", options.path, errno_text(errno));
-  uint64_t size = 0;
-  if (S_ISBLK(status.st_mode)) {
-    if (::ioctl(fd, BLKGETSIZE64, &size) != 0)
-      return make_error(errno, "cannot read the size of {}: {}", options.path, errno_text(errno));
-    if (options.size_bytes > size)
-      return make_error(ENOSPC, "{} is a block device of {}, smaller than the {} asked for", options.path,
-                        size_text(size), size_text(options.size_bytes));
-  } else if (S_ISREG(status.st_mode)) {
-    size = static_cast<uint64_t>(status.st_size);
-    if (size < options.size_bytes && !options.read_only) {
-      if (::ftruncate(fd, static_cast<off_t>(options.size_bytes)) != 0)
-        return make_error(errno, "cannot grow {} to {}: {}", options.path, size_text(options.size_bytes),
-                          errno_text(errno));
-      if (auto durable = make_durable(fd, options.path); !durable) return std::move(durable).error();
-      size = options.size_bytes;
-    }
-  } else {
+  if (!S_ISBLK(status.st_mode) && !S_ISREG(status.st_mode))
     return make_error(ENOTBLK, "{} is neither a regular file nor a block device", options.path);
-  }
-  if (size < limits::kSectorBytes)
+  // A block device is as large as it is for readers too.
+  if (!options.read_only || S_ISBLK(status.st_mode))
+    if (auto grown = grow_file(fd, options.size_bytes, options.path); !grown) return std::move(grown).error();
+  auto size = fd_size_bytes(fd);
+  if (!size) return make_error(size.error().code, "{}: {}", options.path, size.error().message);
+  if (size.value() == 0)
     return make_error(ENODATA, "{} is empty: give a size, as in file:{}?size=100M", options.path, options.path);
   return size;
+}
+
+// A file's name for a path or a serial number.
+std::string as_file_name(std::string_view text) {
+  constexpr size_t kMostBytes = 200;
+  std::string name;
+  for (const char c : text) {
+    const bool plain = (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') ||
+                       std::string_view("._-=").find(c) != std::string_view::npos;
+    if (plain) {
+      name += c;
+    } else {
+      name += fmt::format("%{:02X}", static_cast<unsigned>(static_cast<uint8_t>(c)));
+    }
+  }
+  if (name.size() > kMostBytes)
+    name = fmt::format("{:08x}-{}", crc32c(std::as_bytes(std::span(text))), name.substr(name.size() - kMostBytes));
+  return name;
+}
+
+Result<std::unique_ptr<Identity>> open_identity(int fd, const FileOptions& options) {
+  auto medium = make_fd_medium(fd);
+  auto seen = medium->look();
+  if (!seen) return make_error(seen.error().code, "{}: {}", options.path, seen.error().message);
+  struct stat status;
+  const bool brand_new = ::fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && status.st_size == 0;
+
+  // One store has one record, by whichever name it is opened.
+  std::error_code unknown;
+  std::string path = std::filesystem::canonical(options.path, unknown).string();
+  if (path.empty()) path = options.path;
+  IdentityOptions identity;
+  identity.store = options.path;
+  identity.boot_id = this_boot_id();
+  identity.run_folders = usual_run_folders();
+  identity.read_only = options.read_only;
+  identity.must_keep = !options.state_folder.empty();
+  std::string folder = options.state_folder;
+  if (folder.empty() && seen.value().is_block_device) folder = kDeviceStateFolder;
+  if (folder.empty()) {
+    identity.record_path = path + ".netblk";
+    folder = std::filesystem::path(path).parent_path().string();
+  } else {
+    identity.record_path = fmt::format(
+        "{}/{}.netblk", folder, as_file_name(seen.value().name.empty() ? std::string_view(path).substr(path.starts_with('/')) : seen.value().name));
+    if (!options.read_only)
+      if (auto made = make_record_folder(folder); !made && identity.must_keep) return std::move(made).error();
+  }
+  identity.run_folders.push_back(folder);
+  return Identity::open(std::move(identity), std::move(medium), brand_new);
 }
 
 // What O_DIRECT asks of offsets, lengths and addresses. A block device says; 4096 suits every file system.
@@ -118,6 +157,23 @@ uint32_t direct_alignment(int fd) {
 }
 
 }  // namespace
+
+Status grow_file(int fd, uint64_t size_bytes, const std::string& path) {
+  struct stat status;
+  if (::fstat(fd, &status) != 0) return make_error(errno, "cannot stat {}: {}", path, errno_text(errno));
+  if (S_ISBLK(status.st_mode)) {
+    auto size = fd_size_bytes(fd);
+    if (!size) return make_error(size.error().code, "{}: {}", path, size.error().message);
+    if (size_bytes > size.value())
+      return make_error(ENOSPC, "{} is a block device of {}, smaller than the {} asked for", path,
+                        size_text(size.value()), size_text(size_bytes));
+    return Ok{};
+  }
+  if (static_cast<uint64_t>(status.st_size) >= size_bytes) return Ok{};
+  if (::ftruncate(fd, static_cast<off_t>(size_bytes)) != 0)
+    return make_error(errno, "cannot grow {} to {}: {}", path, size_text(size_bytes), errno_text(errno));
+  return make_durable(fd, path);
+}
 
 Result<std::unique_ptr<block::Device>> open_file_store(io::Backend& backend, const FileOptions& options) {
   const int access = options.read_only ? O_RDONLY : O_RDWR;
@@ -136,6 +192,15 @@ Result<std::unique_ptr<block::Device>> open_file_store(io::Backend& backend, con
     return make_error(error, "cannot open {}: {}", options.path, errno_text(error));
   }
   if (auto locked = lock(fd.get(), options); !locked) return std::move(locked).error();
+  FileHome home{.path = options.path, .fd = {}, .direct = options.direct, .identity = nullptr};
+  home.fd = io::UniqueFd(::fcntl(fd.get(), F_DUPFD_CLOEXEC, 0));
+  if (!home.fd.valid()) return make_error(errno, "cannot open {}: {}", options.path, errno_text(errno));
+  // Before the file is grown, which changes what it is known by.
+  if (options.keep_identity) {
+    auto identity = open_identity(home.fd.get(), options);
+    if (!identity) return std::move(identity).error();
+    home.identity = std::move(identity).value();
+  }
   auto size = size_of(fd.get(), options);
   if (!size) return std::move(size).error();
   io::set_nonblocking(fd.get(), false);
@@ -147,12 +212,15 @@ Result<std::unique_ptr<block::Device>> open_file_store(io::Backend& backend, con
       return make_error(errno, "cannot open {} for direct I/O: {}; leave out direct=1", options.path,
                         errno_text(errno));
   }
+  if (home.identity != nullptr)
+    if (auto started = home.identity->start(); !started) return std::move(started).error();
   const uint32_t alignment = options.direct ? direct_alignment(fd.get()) : 0;
   const block::Geometry geometry{.size_bytes = size.value(), .read_only = options.read_only, .can_trim = true};
   auto buffered = backend.make_file(std::move(fd), false);
   auto direct = options.direct ? backend.make_file(std::move(direct_fd), true) : nullptr;
   return std::unique_ptr<block::Device>(
-      std::make_unique<FileStore>(geometry, std::move(buffered), std::move(direct), alignment));
+      std::make_unique<FileStore>(geometry, std::move(buffered), std::move(direct), alignment,
+                                  std::move(home)));
 }
 
 }  // namespace netblk::store

@@ -31,6 +31,11 @@ class Filter : public Device {
     below_->refresh_size();
     set_size_bytes(below_->size_bytes());
   }
+  Status grow(uint64_t wanted_bytes) override {
+    Status grown = below_->grow(wanted_bytes);
+    set_size_bytes(below_->size_bytes());
+    return grown;
+  }
   block::Generation generation() const override { return below_->generation(); }
   std::vector<std::byte> owners() const override { return below_->owners(); }
   coro::Task<Status> keep_owners(coro::Mailbox& loop, std::vector<std::byte> record) override {
@@ -48,6 +53,13 @@ Geometry read_only(Geometry geometry) {
   geometry.read_only = true;
   return geometry;
 }
+
+class ReadonlyFilter final : public Filter {
+ public:
+  explicit ReadonlyFilter(std::unique_ptr<Device> below) : Filter(read_only(below->geometry()), std::move(below)) {}
+  // Reads pass as they are.
+  int read_fd() const override { return below_->read_fd(); }
+};
 
 Geometry later(Geometry geometry) {
   geometry.writes_inline = false;
@@ -125,8 +137,7 @@ class FaultFilter final : public Filter {
 }  // namespace
 
 std::unique_ptr<Device> make_readonly_filter(std::unique_ptr<Device> below) {
-  const Geometry geometry = read_only(below->geometry());
-  return std::make_unique<Filter>(geometry, std::move(below));
+  return std::make_unique<ReadonlyFilter>(std::move(below));
 }
 
 std::unique_ptr<Device> make_delay_filter(std::unique_ptr<Device> below, uint64_t delay_ms) {
