@@ -267,6 +267,15 @@ def attributes_are_the_drivers():
     page = man_text(ROOT / "docs" / "man" / "net_block_driver.4")
     problems += [f"docs/driver.md does not have {name}" for name in sorted(names) if f"`{name}`" not in guide]
     problems += [f"net_block_driver.4 does not have {name}" for name in sorted(names) if name not in page]
+    # every file that the driver makes in sysfs
+    whole = driver_source()
+    made = set(re.findall(r"(?:DEVICE|BUS)_ATTR_(?:RO|WO|RW)\((\w+)\)", whole)) | set(re.findall(r"__ATTR\((\w+),", whole))
+    made |= set(re.findall(r"^NETBLK_(?:COUNT|LATENCY)\((\w+),", whole, re.MULTILINE))
+    made -= {"name"}  # a macro's own word
+    text = (ROOT / "kernel" / "ABI-sysfs-netblk").read_text(encoding="utf-8")
+    described = set(re.findall(r"^What:\t\t/sys/(?:block/netblk|bus/netblk)/(?:\w+/)?(\w+)$", text, re.MULTILINE))
+    problems += [f"ABI-sysfs-netblk does not have {name}" for name in sorted(made - described)]
+    problems += [f"ABI-sysfs-netblk: the driver has no {name}" for name in sorted(described - made)]
     fail_if(problems)
 
 

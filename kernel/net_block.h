@@ -9,6 +9,7 @@
  *   net_block_core.c    one thread per device: connect, lose, retry, give up
  *   net_block_conn.c    one TCP connection: socket, sending, receiving
  *   net_block_proto1.c  netblk/1: encoding requests, decoding replies
+ *   net_block_stats.c   /sys/block/netblk/statistics/, tracepoints
  *   net_block_sysfs.c   /sys/block/netblk/
  *
  * Who owns a request. From the moment netblk_queue_rq() puts it on a list it
@@ -114,6 +115,7 @@ struct netblk_cursor {
 struct netblk_cmd {
 	struct list_head node; /* netblk_queue.pending or netblk_conn.inflight */
 	struct netblk_queue *queue;
+	u64 queued_ns; /* when the block layer gave it to us */
 	struct netblk_cursor data; /* of the sender for a WRITE, else of the receiver */
 	u8 header[NETBLK_MAX_HEADER];
 	u8 header_length;
@@ -122,6 +124,26 @@ struct netblk_cmd {
 	bool sent; /* the last byte was given to TCP; netblk_queue.lock */
 	bool receiving; /* the status was OK and data follows */
 	u8 status; /* recvmsg() puts it here */
+};
+
+enum netblk_kind {
+	NETBLK_KIND_READ,
+	NETBLK_KIND_WRITE,
+	NETBLK_KIND_FLUSH,
+	NETBLK_KIND_TRIM,
+	NETBLK_KIND_ZEROES,
+	NETBLK_KINDS,
+};
+
+/* The last one has all that took 2^26 microseconds (67 s) and longer. */
+#define NETBLK_LATENCY_BUCKETS 28
+
+/* Of one processor. Only what succeeded counts, but for errors. */
+struct netblk_stats {
+	u64 requests[NETBLK_KINDS];
+	u64 bytes[NETBLK_KINDS];
+	u64 latency[NETBLK_KINDS][NETBLK_LATENCY_BUCKETS];
+	u64 errors;
 };
 
 struct netblk_conn;
@@ -234,9 +256,8 @@ struct netblk_device {
 	unsigned int io_timeout_ms;
 	unsigned int dead_time_ms;
 
-	atomic64_t read_bytes;
-	atomic64_t write_bytes;
-	atomic64_t errors;
+	struct netblk_stats __percpu *stats;
+	atomic64_t reconnects;
 
 	struct netblk_queue *queues;
 	unsigned int nr_queues; /* as many as blk-mq has hardware queues */
@@ -324,9 +345,26 @@ unsigned int netblk_cursor_map(const struct netblk_cursor *c,
 			       size_t *bytes);
 void netblk_cursor_advance(struct netblk_cursor *c, size_t bytes);
 
+/* net_block_stats.c */
+extern const struct attribute_group netblk_stats_group;
+int netblk_stats_alloc(struct netblk_device *nd);
+void netblk_stats_free(struct netblk_device *nd);
+enum netblk_kind netblk_kind_of(const struct request *rq);
+void netblk_stats_end(struct netblk_device *nd, struct request *rq,
+		      blk_status_t status);
+void netblk_stats_refused(struct netblk_device *nd);
+void netblk_stats_reconnected(struct netblk_queue *q);
+u64 netblk_stats_bytes(struct netblk_device *nd, enum netblk_kind kind);
+u64 netblk_stats_errors(struct netblk_device *nd);
+
 /* net_block_sysfs.c */
 extern const struct attribute_group *netblk_attr_groups[];
 size_t netblk_trim(const char *text, size_t length);
+
+static inline struct netblk_device *netblk_from_dev(struct device *dev)
+{
+	return dev_to_disk(dev)->private_data;
+}
 
 static inline const char *netblk_name(const struct netblk_device *nd)
 {

@@ -21,6 +21,7 @@
 
 #include "compat.h"
 #include "net_block.h"
+#include "net_block_trace.h"
 
 /* An idle connection is probed after 5 s; the server is dead after 6 s more. */
 #define NETBLK_KEEPALIVE_IDLE_S 5
@@ -373,6 +374,7 @@ static unsigned int netblk_tx_map(struct netblk_conn *nc, size_t *bytes,
 			}
 			list_move_tail(&cmd->node, &nc->inflight);
 			nc->proto->encode(cmd);
+			trace_netblk_issue(nc->nd, blk_mq_rq_from_pdu(cmd));
 			if (!nc->tx_next)
 				nc->tx_next = cmd;
 		}

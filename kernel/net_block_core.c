@@ -324,6 +324,8 @@ static void netblk_promote(struct netblk_device *nd)
 		netblk_not_dead(q);
 	pr_info_ratelimited("%s: %sconnected to %pI4:%u\n", netblk_name(nd),
 			    q->dead ? "re" : "", &nc->addr.ip, nc->addr.port);
+	if (q->dead)
+		netblk_stats_reconnected(q);
 
 	netblk_attach(q, nc, &again);
 	netblk_change_state(nd, NETBLK_STATE_CONNECTED);

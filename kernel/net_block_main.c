@@ -90,9 +90,12 @@ struct netblk_device *netblk_create(const struct netblk_config *config,
 	nd->io_timeout_ms = config->io_timeout_ms;
 	nd->dead_time_ms = config->dead_time_ms;
 
-	err = netblk_queues_alloc(nd, 1);
+	err = netblk_stats_alloc(nd);
 	if (err)
 		goto free;
+	err = netblk_queues_alloc(nd, 1);
+	if (err)
+		goto free_stats;
 	nd->tag_set.ops = &netblk_mq_ops;
 	nd->tag_set.nr_hw_queues = nd->nr_queues;
 	nd->tag_set.queue_depth = config->queue_depth;
@@ -134,6 +137,8 @@ free_tags:
 	blk_mq_free_tag_set(&nd->tag_set);
 free_queues:
 	netblk_queues_free(nd);
+free_stats:
+	netblk_stats_free(nd);
 free:
 	kfree(nd);
 	return ERR_PTR(err);
@@ -159,6 +164,7 @@ void netblk_destroy(struct netblk_device *nd)
 	put_disk(nd->disk);
 	blk_mq_free_tag_set(&nd->tag_set);
 	netblk_queues_free(nd);
+	netblk_stats_free(nd);
 	kfree(nd);
 }
 

@@ -4,6 +4,7 @@
  * them, and are ended. See net_block.h for who owns a request.
  */
 #include <linux/blk-mq.h>
+#include <linux/ktime.h>
 #include <linux/slab.h>
 
 #include "compat.h"
@@ -27,15 +28,8 @@ void netblk_end_cmd(struct netblk_cmd *cmd, blk_status_t status)
 {
 	struct request *rq = blk_mq_rq_from_pdu(cmd);
 	struct netblk_queue *q = cmd->queue;
-	struct netblk_device *nd = q->nd;
 
-	if (status != BLK_STS_OK)
-		atomic64_inc(&nd->errors);
-	else if (cmd->write)
-		atomic64_add(blk_rq_bytes(rq), &nd->write_bytes);
-	else
-		atomic64_add(blk_rq_bytes(rq), &nd->read_bytes);
-
+	netblk_stats_end(q->nd, rq, status);
 	spin_lock(&q->lock);
 	q->active--;
 	spin_unlock(&q->lock);
@@ -97,6 +91,7 @@ static blk_status_t netblk_queue_rq(struct blk_mq_hw_ctx *hctx,
 
 	cmd->queue = q;
 	cmd->write = req_op(rq) == REQ_OP_WRITE;
+	cmd->queued_ns = ktime_get_ns();
 	netblk_cmd_rewind(cmd);
 	blk_mq_start_request(rq);
 
@@ -115,7 +110,7 @@ static blk_status_t netblk_queue_rq(struct blk_mq_hw_ctx *hctx,
 	}
 	spin_unlock(&q->lock);
 
-	atomic64_inc(&nd->errors);
+	netblk_stats_refused(nd);
 	pr_err_ratelimited("%s: %s of %u bytes at sector %llu refused: the state is %s\n",
 			   netblk_name(nd), cmd->write ? "write" : "read",
 			   blk_rq_bytes(rq),

@@ -9,11 +9,6 @@
 #include "compat.h"
 #include "net_block.h"
 
-static struct netblk_device *netblk_from_dev(struct device *dev)
-{
-	return dev_to_disk(dev)->private_data;
-}
-
 /* The text without the newline that echo adds. */
 size_t netblk_trim(const char *text, size_t length)
 {
@@ -106,9 +101,11 @@ static ssize_t stats_show(struct device *dev, struct device_attribute *attr,
 
 	return sysfs_emit(buf,
 			  "read_bytes:  %llu\nwrite_bytes: %llu\nerrors:      %llu\n",
-			  (unsigned long long)atomic64_read(&nd->read_bytes),
-			  (unsigned long long)atomic64_read(&nd->write_bytes),
-			  (unsigned long long)atomic64_read(&nd->errors));
+			  (unsigned long long)
+			  netblk_stats_bytes(nd, NETBLK_KIND_READ),
+			  (unsigned long long)
+			  netblk_stats_bytes(nd, NETBLK_KIND_WRITE),
+			  (unsigned long long)netblk_stats_errors(nd));
 }
 static DEVICE_ATTR_RO(stats);
 
@@ -238,5 +235,6 @@ static const struct attribute_group netblk_attr_group = {
 
 const struct attribute_group *netblk_attr_groups[] = {
 	&netblk_attr_group,
+	&netblk_stats_group,
 	NULL,
 };

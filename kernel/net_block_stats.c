@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What a device has done: /sys/block/netblk/statistics/ and the tracepoints.
+ *
+ * Counts are kept per processor, so that completions on different queues do
+ * not write to one cache line. A reader adds them up while they go on: each sum
+ * only grows, but two of them may be of slightly different moments.
+ */
+#include <linux/blk-mq.h>
+#include <linux/device.h>
+#include <linux/ktime.h>
+#include <linux/log2.h>
+#include <linux/percpu.h>
+#include <linux/sysfs.h>
+
+#include "net_block.h"
+
+#define CREATE_TRACE_POINTS
+#include "net_block_trace.h"
+
+int netblk_stats_alloc(struct netblk_device *nd)
+{
+	nd->stats = alloc_percpu(struct netblk_stats);
+	return nd->stats ? 0 : -ENOMEM;
+}
+
+void netblk_stats_free(struct netblk_device *nd)
+{
+	free_percpu(nd->stats);
+}
+
+enum netblk_kind netblk_kind_of(const struct request *rq)
+{
+	switch (req_op(rq)) {
+	case REQ_OP_READ:
+		return NETBLK_KIND_READ;
+	case REQ_OP_WRITE:
+		return NETBLK_KIND_WRITE;
+	case REQ_OP_DISCARD:
+		return NETBLK_KIND_TRIM;
+	case REQ_OP_WRITE_ZEROES:
+		return NETBLK_KIND_ZEROES;
+	default:
+		return NETBLK_KIND_FLUSH;
+	}
+}
+
+/* Bucket n has what took less than 2^n microseconds, and not less than half. */
+static unsigned int netblk_bucket(u64 ns)
+{
+	u64 us = ns / NSEC_PER_USEC;
+	unsigned int bucket = us ? ilog2(us) + 1 : 0;
+
+	return min_t(unsigned int, bucket, NETBLK_LATENCY_BUCKETS - 1);
+}
+
+/* @rq ends now. Before it is given back to the block layer. */
+void netblk_stats_end(struct netblk_device *nd, struct request *rq,
+		      blk_status_t status)
+{
+	struct netblk_cmd *cmd = blk_mq_rq_to_pdu(rq);
+	enum netblk_kind kind = netblk_kind_of(rq);
+	u64 ns = ktime_get_ns() - cmd->queued_ns;
+
+	trace_netblk_complete(nd, rq, blk_status_to_errno(status), ns);
+	if (status != BLK_STS_OK) {
+		this_cpu_inc(nd->stats->errors);
+		return;
+	}
+	this_cpu_inc(nd->stats->requests[kind]);
+	this_cpu_add(nd->stats->bytes[kind], blk_rq_bytes(rq));
+	this_cpu_inc(nd->stats->latency[kind][netblk_bucket(ns)]);
+}
+
+/* @rq was refused before it was on any list. */
+void netblk_stats_refused(struct netblk_device *nd)
+{
+	this_cpu_inc(nd->stats->errors);
+}
+
+/* A lost connection is there again. */
+void netblk_stats_reconnected(struct netblk_queue *q)
+{
+	atomic64_inc(&q->nd->reconnects);
+	trace_netblk_reconnect(q->nd, q->index, q->tries,
+			       jiffies_to_msecs(jiffies - q->dead_since));
+}
+
+static u64 netblk_sum(struct netblk_device *nd, size_t offset)
+{
+	u64 sum = 0;
+	int cpu;
+
+	for_each_possible_cpu(cpu)
+		sum += READ_ONCE(*(u64 *)((void *)per_cpu_ptr(nd->stats, cpu) +
+					  offset));
+	return sum;
+}
+
+u64 netblk_stats_bytes(struct netblk_device *nd, enum netblk_kind kind)
+{
+	return netblk_sum(nd, offsetof(struct netblk_stats, bytes[kind]));
+}
+
+u64 netblk_stats_errors(struct netblk_device *nd)
+{
+	return netblk_sum(nd, offsetof(struct netblk_stats, errors));
+}
+
+struct netblk_count {
+	struct device_attribute attr;
+	size_t offset; /* in struct netblk_stats */
+};
+
+static ssize_t count_show(struct device *dev, struct device_attribute *attr,
+			  char *buf)
+{
+	struct netblk_count *count = container_of(attr, struct netblk_count,
+						  attr);
+
+	return sysfs_emit(buf, "%llu\n", (unsigned long long)
+			  netblk_sum(netblk_from_dev(dev), count->offset));
+}
+
+static ssize_t latency_show(struct device *dev, struct device_attribute *attr,
+			    char *buf)
+{
+	struct netblk_count *first = container_of(attr, struct netblk_count,
+						  attr);
+	unsigned int i;
+	int length = 0;
+
+	for (i = 0; i < NETBLK_LATENCY_BUCKETS; i++) {
+		u64 sum = netblk_sum(netblk_from_dev(dev),
+				     first->offset + i * sizeof(u64));
+
+		if (i < NETBLK_LATENCY_BUCKETS - 1)
+			length += sysfs_emit_at(buf, length, "%lu %llu\n",
+						1UL << i,
+						(unsigned long long)sum);
+		else
+			length += sysfs_emit_at(buf, length, "inf %llu\n",
+						(unsigned long long)sum);
+	}
+	return length;
+}
+
+#define NETBLK_COUNT(name, field)                                          \
+	static struct netblk_count netblk_count_##name = {                  \
+		.attr = __ATTR(name, 0444, count_show, NULL),               \
+		.offset = offsetof(struct netblk_stats, field),             \
+	}
+#define NETBLK_LATENCY(name, kind)                                         \
+	static struct netblk_count netblk_count_##name = {                  \
+		.attr = __ATTR(name, 0444, latency_show, NULL),             \
+		.offset = offsetof(struct netblk_stats, latency[kind]),     \
+	}
+
+NETBLK_COUNT(read_requests, requests[NETBLK_KIND_READ]);
+NETBLK_COUNT(write_requests, requests[NETBLK_KIND_WRITE]);
+NETBLK_COUNT(flush_requests, requests[NETBLK_KIND_FLUSH]);
+NETBLK_COUNT(trim_requests, requests[NETBLK_KIND_TRIM]);
+NETBLK_COUNT(zeroes_requests, requests[NETBLK_KIND_ZEROES]);
+NETBLK_COUNT(read_bytes, bytes[NETBLK_KIND_READ]);
+NETBLK_COUNT(write_bytes, bytes[NETBLK_KIND_WRITE]);
+NETBLK_COUNT(trim_bytes, bytes[NETBLK_KIND_TRIM]);
+NETBLK_COUNT(zeroes_bytes, bytes[NETBLK_KIND_ZEROES]);
+NETBLK_COUNT(errors, errors);
+NETBLK_LATENCY(read_latency_us, NETBLK_KIND_READ);
+NETBLK_LATENCY(write_latency_us, NETBLK_KIND_WRITE);
+NETBLK_LATENCY(flush_latency_us, NETBLK_KIND_FLUSH);
+
+static ssize_t reconnects_show(struct device *dev,
+			       struct device_attribute *attr, char *buf)
+{
+	return sysfs_emit(buf, "%llu\n", (unsigned long long)
+			  atomic64_read(&netblk_from_dev(dev)->reconnects));
+}
+static DEVICE_ATTR_RO(reconnects);
+
+static struct attribute *netblk_stats_attrs[] = {
+	&netblk_count_read_requests.attr.attr,
+	&netblk_count_write_requests.attr.attr,
+	&netblk_count_flush_requests.attr.attr,
+	&netblk_count_trim_requests.attr.attr,
+	&netblk_count_zeroes_requests.attr.attr,
+	&netblk_count_read_bytes.attr.attr,
+	&netblk_count_write_bytes.attr.attr,
+	&netblk_count_trim_bytes.attr.attr,
+	&netblk_count_zeroes_bytes.attr.attr,
+	&netblk_count_errors.attr.attr,
+	&netblk_count_read_latency_us.attr.attr,
+	&netblk_count_write_latency_us.attr.attr,
+	&netblk_count_flush_latency_us.attr.attr,
+	&dev_attr_reconnects.attr,
+	NULL,
+};
+
+const struct attribute_group netblk_stats_group = {
+	.name = "statistics",
+	.attrs = netblk_stats_attrs,
+};
