@@ -9,15 +9,6 @@
 
 namespace netblk::client {
 
-const char* state_text(State state) {
-  switch (state) {
-    case State::kConnecting: return "connecting";
-    case State::kConnected: return "connected";
-    case State::kError: return "error";
-  }
-  return "unknown";
-}
-
 Netblk1Client::Netblk1Client(const Options& options, std::unique_ptr<Worker> worker)
     : Device({.size_bytes = options.size_bytes, .read_only = options.read_only, .can_trim = false}),
       worker_(std::move(worker)) {}

@@ -14,11 +14,11 @@ namespace netblk::client {
 
 struct Options2 {
   std::string name = "server";  // for the log
-  std::string export_name;      // empty: the server's first
+  std::string export_name{};    // empty: the server's first
 
   // Who the client is, to the server: the same at each start, and different for each disk that is attached
   // (machine id + device). A new session of a client ends the older ones of the same client. Zero: random.
-  Id client_id;
+  Id client_id{};
 
   bool read_only = false;  // asks for no right to write
   bool shared = false;     // writes beside other shared writers; otherwise it is the only one, or EBUSY
@@ -52,9 +52,9 @@ struct Options2 {
   uint64_t silence_is_netblk1_ms = 0;
 
   // Called on the thread of the client's loop; they return soon and do not destroy the client.
-  std::function<void(uint64_t size_bytes)> on_resize;
-  std::function<void(State)> on_state;
-  std::function<void(const std::string& why)> on_lost;
+  std::function<void(uint64_t size_bytes)> on_resize{};
+  std::function<void(State)> on_state{};
+  std::function<void(const std::string& why)> on_lost{};
 };
 
 // What open() found, and what is in force. Constant but for size_bytes and generation.

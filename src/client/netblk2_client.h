@@ -71,6 +71,7 @@ class Netblk2Client final : public block::Device {
   struct Owned;
   Netblk2Client(const Session2Info& info, std::unique_ptr<Session2> session);
 
+  const uint32_t block_bytes_;
   std::unique_ptr<Owned> owned_;  // the thread, its loop and its dialer; null on a caller's loop
   std::unique_ptr<Session2> session_;
 };
