@@ -61,6 +61,20 @@ inline constexpr size_t kMaxConfigFileBytes = 1u << 20;
 // What is written down about a store, its owners included.
 inline constexpr size_t kMaxRecordBytes = 1u << 20;
 
+// netblk/2 (protocol/netblk.md): slots that a session is given at most, which bounds a connection's requests too;
+// writers that share one export; sessions that were fenced away and are still known by name; how long a fence may take.
+inline constexpr uint32_t kSessionSlots = 2048;
+inline constexpr uint32_t kMaxOwners = 64;
+inline constexpr size_t kFencedMemory = 1024;
+inline constexpr uint64_t kFenceTimeoutMs = 10'000;
+inline constexpr uint32_t kMaxPayloadBytes = 8u << 20;
+inline constexpr uint32_t kMaxSessionConnections = 16;
+
+// The heartbeat's period that a server agrees to, and the time that it gives a hello.
+inline constexpr uint32_t kMinHeartbeatMs = 1'000;
+inline constexpr uint32_t kMaxHeartbeatMs = 600'000;
+inline constexpr uint64_t kHelloTimeoutMs = 10'000;
+
 // Times, in milliseconds. The header of a request has its deadline from its first byte on (DESIGN 4.1), the data of a
 // WRITE from the moment when there is room for it.
 inline constexpr uint64_t kHeaderTimeoutMs = 10'000;
@@ -76,6 +90,8 @@ static_assert(kSendReplies <= kConnectionSlots && kSendReplies <= kKernelMaxIov)
 static_assert(kReceiveIdleBytes < kReceiveBusyBytes && kReceiveBusyBytes < kConnectionDataBytes);
 static_assert(kConnectionFreeBytes < kConnectionDataBytes && kConnectionDataBytes <= kLoopDataBytes);
 static_assert(kMaxRequestBytes <= kLoopDataBytes);
+static_assert(kMaxPayloadBytes <= kConnectionDataBytes && kMaxPayloadBytes <= kMaxRequestBytes);
+static_assert(kSweepPeriodMs * 2 < kMinHeartbeatMs, "a heartbeat is sent in time by the sweep");
 static_assert(kDrainStallTimeoutMs + kSweepPeriodMs < kDrainTimeoutMs);
 static_assert(kSweepPeriodMs * 4 <= 1000, "a deadline is noticed within a quarter of a second");
 

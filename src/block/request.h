@@ -55,6 +55,7 @@ struct Request {
   coro::Mailbox* loop = nullptr;
   Command command = Command::kRead;
   bool fua = false;  // kWrite, kTrim, kWriteZeroes: durable before the end (Force Unit Access)
+  bool keep_allocated = false;  // kWriteZeroes: the space must not be given back
   uint64_t offset = 0;
   uint64_t length = 0;
   std::byte* data = nullptr;

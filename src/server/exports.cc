@@ -5,11 +5,23 @@
 
 namespace netblk::server {
 
+namespace {
+
+bool lets_in(const ExportConfig& config, const io::Address& peer) {
+  return config.allow.empty() || std::any_of(config.allow.begin(), config.allow.end(),
+                                             [&](const Cidr& range) { return range.contains(peer); });
+}
+
+}  // namespace
+
+bool Export::allows(const io::Address& peer) const {
+  const std::lock_guard lock(mutex_);
+  return lets_in(config_, peer);
+}
+
 std::string Export::enter(const io::Address& peer) {
   const std::lock_guard lock(mutex_);
-  const auto allows = [&](const Cidr& range) { return range.contains(peer); };
-  if (!config_.allow.empty() && std::none_of(config_.allow.begin(), config_.allow.end(), allows))
-    return "the address is not in allow=";
+  if (!lets_in(config_, peer)) return "the address is not in allow=";
   // The count and the limit are looked at under one lock: two that arrive together do not both take the last place.
   if (config_.max_connections != 0 && connections_.load(std::memory_order_relaxed) >= config_.max_connections)
     return fmt::format("max-conns={} is reached", config_.max_connections);
@@ -26,6 +38,14 @@ void Export::change_rules(const ExportConfig& config) {
 std::shared_ptr<Export> ExportTable::first() const {
   const std::lock_guard lock(mutex_);
   return exports_.empty() ? nullptr : exports_.front();
+}
+
+std::shared_ptr<Export> ExportTable::find(const std::string& name) const {
+  if (name.empty()) return first();
+  const std::lock_guard lock(mutex_);
+  for (const auto& entry : exports_)
+    if (entry != nullptr && entry->config().name == name) return entry;
+  return nullptr;
 }
 
 std::vector<std::shared_ptr<Export>> ExportTable::all() const {

@@ -12,6 +12,7 @@
 #include "base/result.h"
 #include "block/device.h"
 #include "server/config.h"
+#include "server/session_table.h"
 
 namespace netblk::server {
 
@@ -22,11 +23,13 @@ using OpenStore = std::function<Result<std::unique_ptr<block::Device>>(const std
 class Export {
  public:
   Export(ExportConfig config, std::shared_ptr<block::Device> device)
-      : config_(std::move(config)), device_(std::move(device)) {}
+      : config_(std::move(config)), device_(std::move(device)), sessions_(*device_, config_.name) {}
 
   const ExportConfig& config() const { return config_; }
   block::Device& device() const { return *device_; }
   const std::shared_ptr<block::Device>& shared_device() const { return device_; }
+  // netblk/2's.
+  SessionTable& sessions() { return sessions_; }
 
   // Set when the export is removed or replaced: its sessions end.
   void close() { closed_.store(true, std::memory_order_release); }
@@ -34,6 +37,8 @@ class Export {
 
   // Admission. Why `peer` is refused, in words for the log, or an empty text and a place that leave() gives back.
   std::string enter(const io::Address& peer);
+  // Whether `peer` is shown that the export is there.
+  bool allows(const io::Address& peer) const;
   void leave() { connections_.fetch_sub(1, std::memory_order_relaxed); }
 
   // Takes over the rules of a newer configuration; the store is the same. Sessions stay.
@@ -43,6 +48,7 @@ class Export {
   mutable std::mutex mutex_;  // of the rules in config_; a leaf
   ExportConfig config_;
   std::shared_ptr<block::Device> device_;
+  SessionTable sessions_;
   std::atomic<uint32_t> connections_{0};
   std::atomic<bool> closed_{false};
 };
@@ -52,6 +58,8 @@ class ExportTable {
  public:
   // The first export, or nothing: there is none, or a reload is about to put another into its place.
   std::shared_ptr<Export> first() const;
+  // By name; an empty name means the first. Null: there is none.
+  std::shared_ptr<Export> find(const std::string& name) const;
   std::vector<std::shared_ptr<Export>> all() const;
   // An empty pointer keeps a place.
   void replace(std::vector<std::shared_ptr<Export>> exports);

@@ -53,7 +53,7 @@ void Shard::adopt(io::UniqueFd fd, uint64_t number) {
 void Shard::drain() {
   loop_->post(*new Order(*this, [](Shard& shard) {
     shard.draining_ = true;
-    for (Session1* session : shard.sessions_) session->drain("the server stops");
+    for (Connection* open : shard.open_) open->drain("the server stops");
     shard.drained_if_empty();
   }));
 }
@@ -73,14 +73,14 @@ void Shard::drained_if_empty() {
 
 void Shard::sweep() {
   const uint64_t now = loop_->now_ms();
-  for (Session1* session : sessions_) session->sweep(now);
+  for (Connection* open : open_) open->sweep(now);
   const bool worth_trimming = context_.buffers.taken() == 0 && context_.buffers.cached_bytes() > limits::kIdleCacheBytes;
   quiet_sweeps_ = worth_trimming ? quiet_sweeps_ + 1 : 0;
   if (quiet_sweeps_ >= limits::kIdleSweeps) {
     context_.buffers.trim();
     quiet_sweeps_ = 0;
   }
-  if (!sessions_.empty() || context_.buffers.cached_bytes() > limits::kIdleCacheBytes)
+  if (!open_.empty() || context_.buffers.cached_bytes() > limits::kIdleCacheBytes)
     sweep_.arm(now + limits::kSweepPeriodMs);
 }
 
@@ -95,27 +95,20 @@ coro::Task<void> Shard::connection(io::UniqueFd fd, uint64_t number) {
   const auto peer = io::peer_address(fd.get());
   const std::string name =
       fmt::format("connection {} from {}", number, peer ? peer.value().text() : std::string("a peer that is gone"));
-  const std::shared_ptr<Export> served = exports_.first();
   std::string refusal;
   if (draining_) refusal = "the server stops";
-  if (refusal.empty() && served == nullptr) refusal = "nothing is exported";
   if (refusal.empty() && !peer) refusal = peer.error().message;
-  if (refusal.empty()) refusal = served->enter(peer.value());
   if (!refusal.empty()) {
     log_info("{} refused: {}", name, refusal);
   } else {
     if (prepare_socket_ != nullptr) prepare_socket_(fd.get());
-    log_info("{} opened: export '{}'", name, served->config().name);
-    {
-      Session1 session(context_, loop_->make_stream(std::move(fd)), served, name);
-      sessions_.insert(&session);
-      if (!sweep_.armed() && !sweep_.queued) sweep_.arm(loop_->now_ms() + limits::kSweepPeriodMs);
-      co_await session.run();
-      sessions_.erase(&session);
-      log_info("{} closed: {}; {} requests, {} failed", name, session.close_reason(), session.requests(),
-               session.failed_requests());
-    }
-    served->leave();
+    log_info("{} opened", name);
+    Connection open(context_, exports_, loop_->make_stream(std::move(fd)), peer.value(), name);
+    open_.insert(&open);
+    if (!sweep_.armed() && !sweep_.queued) sweep_.arm(loop_->now_ms() + limits::kSweepPeriodMs);
+    co_await open.run();
+    open_.erase(&open);
+    log_info("{} closed: {}", name, open.summary());
   }
   fd.reset();
   connections_.fetch_sub(1, std::memory_order_relaxed);

@@ -12,8 +12,8 @@
 #include "coro/event.h"
 #include "coro/scope.h"
 #include "io/loop.h"
+#include "server/connection.h"
 #include "server/exports.h"
-#include "server/session1.h"
 
 namespace netblk::server {
 
@@ -61,7 +61,7 @@ class Shard {
   void (*prepare_socket_)(int fd);
   std::atomic<uint32_t>& connections_;
   coro::Scope scope_;
-  std::set<Session1*> sessions_;
+  std::set<Connection*> open_;
   coro::Event stop_event_;
   std::function<void()> on_drained_;
   size_t live_ = 0;  // connections that have not ended

@@ -154,7 +154,9 @@ void FileStore::start(Request& request, block::Completion completion) {
     case Command::kWriteZeroes:
       // A change that would never be durable is not begun: after a failed sync the store takes none.
       if (sync_.poisoned()) return std::move(held.completion).finish(EIO);
-      held.phase = request.command == Command::kWrite ? kMoving : kPunching;
+      held.phase = request.command == Command::kWrite || (request.command == Command::kWriteZeroes && request.keep_allocated)
+                       ? kMoving
+                       : kPunching;
       if (home_.identity != nullptr && !home_.identity->writes_begun()) return wait_for_record(request);
       begin_change(request);
   }

@@ -68,7 +68,7 @@ class MemoryStore final : public block::Device {
     constexpr uint64_t kPage = 4096;
     const uint64_t first = (request.offset + kPage - 1) / kPage * kPage;
     const uint64_t last = (request.offset + request.length) / kPage * kPage;
-    if (first >= last) {
+    if (first >= last || (request.command == Command::kWriteZeroes && request.keep_allocated)) {
       std::memset(at, 0, request.length);
       return 0;
     }

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "server/connection.h"
+
+#include <utility>
+
+#include "base/log.h"
+#include "protocol/netblk_wire.h"
+
+namespace netblk::server {
+
+Connection::Connection(SessionContext& context, const ExportTable& exports, std::unique_ptr<io::Stream> stream,
+                       const io::Address& peer, const std::string& name)
+    : exports_(exports), peer_(peer), link_(context, std::move(stream), name) {}
+
+void Connection::sweep(uint64_t now_ms) {
+  if (session1_ != nullptr && first_->closed()) link_.drain("the export was removed or changed");
+  if (session2_ != nullptr) session2_->sweep(now_ms);
+  link_.sweep(now_ms);
+}
+
+coro::Task<void> Connection::run() {
+  co_await speak();
+  if (first_ != nullptr) first_->leave();
+  co_await link_.finish();
+}
+
+// Who has not said a byte yet may be a netblk/1 client, which is silent for as long as it likes, and counts as one: a
+// place in the first export is its own until it asks for another.
+coro::Task<void> Connection::speak() {
+  std::string refusal;
+  std::shared_ptr<Export> first = exports_.first();
+  if (first == nullptr) {
+    refusal = "nothing is exported";
+  } else if (refusal = first->enter(peer_); refusal.empty()) {
+    first_ = std::move(first);
+  }
+  if (!refusal.empty() && exports_.all().size() <= 1) {
+    link_.give_up("refused: " + refusal, false);
+    co_return;
+  }
+  const bool heard = co_await link_.receive(!refusal.empty(), limits::kHelloTimeoutMs);
+  if (!heard) co_return;
+  if (link_.unread()[0] == std::byte{NETBLK2_MAGIC[0]}) {
+    session2_ = std::make_unique<Session2>(link_, exports_, peer_, std::exchange(first_, nullptr));
+    co_await session2_->run();
+  } else if (!refusal.empty()) {
+    link_.give_up("refused: " + refusal, false);
+  } else {
+    log_info("{}: export '{}', netblk/1", link_.name(), first_->config().name);
+    session1_ = std::make_unique<Session1>(link_, first_);
+    co_await session1_->run();
+  }
+}
+
+std::string Connection::summary() const {
+  if (session1_ == nullptr && session2_ == nullptr) return link_.close_reason();
+  return fmt::format("{}; {} requests, {} failed", link_.close_reason(),
+                     session1_ != nullptr ? session1_->requests() : session2_->requests(),
+                     session1_ != nullptr ? session1_->failed_requests() : session2_->failed_requests());
+}
+
+}  // namespace netblk::server

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// Connection: an accepted connection from its first byte on, whichever version of the protocol its client speaks.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "coro/task.h"
+#include "io/address.h"
+#include "server/exports.h"
+#include "server/link.h"
+#include "server/session1.h"
+#include "server/session2.h"
+
+namespace netblk::server {
+
+class Connection {
+ public:
+  // name: for the log. context and exports outlive the connection.
+  Connection(SessionContext& context, const ExportTable& exports, std::unique_ptr<io::Stream> stream,
+             const io::Address& peer, const std::string& name);
+
+  // Ends when the connection is over and every request that it submitted has ended.
+  coro::Task<void> run();
+
+  // Stops reading; what was accepted is answered, then the connection closes. `reason` is for the log.
+  void drain(const std::string& reason) { link_.drain(reason); }
+
+  // Every limits::kSweepPeriodMs.
+  void sweep(uint64_t now_ms);
+
+  // For the log, after run().
+  std::string summary() const;
+
+ private:
+  coro::Task<void> speak();
+
+  const ExportTable& exports_;
+  const io::Address peer_;
+  std::shared_ptr<Export> first_;  // entered: what a netblk/1 client gets
+  Link link_;
+  std::unique_ptr<Session1> session1_;
+  std::unique_ptr<Session2> session2_;
+};
+
+}  // namespace netblk::server
