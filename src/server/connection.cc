@@ -35,7 +35,8 @@ coro::Task<void> Connection::speak() {
     first_ = std::move(first);
   }
   if (!refusal.empty() && exports_.all().size() <= 1) {
-    link_.give_up("refused: " + refusal, false);
+    refused_ = true;
+    link_.give_up(refusal, false);
     co_return;
   }
   const bool heard = co_await link_.receive(!refusal.empty(), limits::kHelloTimeoutMs);
@@ -44,17 +45,19 @@ coro::Task<void> Connection::speak() {
     session2_ = std::make_unique<Session2>(link_, exports_, peer_, std::exchange(first_, nullptr));
     co_await session2_->run();
   } else if (!refusal.empty()) {
-    link_.give_up("refused: " + refusal, false);
+    refused_ = true;
+    link_.give_up(refusal, false);
   } else {
-    log_info("{}: export '{}', netblk/1", link_.name(), first_->config().name);
+    log_info("{} opened: export '{}', netblk/1", link_.name(), first_->config().name);
     session1_ = std::make_unique<Session1>(link_, first_);
     co_await session1_->run();
   }
 }
 
 std::string Connection::summary() const {
-  if (session1_ == nullptr && session2_ == nullptr) return link_.close_reason();
-  return fmt::format("{}; {} requests, {} failed", link_.close_reason(),
+  if (refused_ || (session2_ != nullptr && session2_->refused())) return "refused: " + link_.close_reason();
+  if (session1_ == nullptr && session2_ == nullptr) return "closed: " + link_.close_reason();
+  return fmt::format("closed: {}; {} requests, {} failed", link_.close_reason(),
                      session1_ != nullptr ? session1_->requests() : session2_->requests(),
                      session1_ != nullptr ? session1_->failed_requests() : session2_->failed_requests());
 }

@@ -29,7 +29,7 @@ class Connection {
   // Every limits::kSweepPeriodMs.
   void sweep(uint64_t now_ms);
 
-  // For the log, after run().
+  // For the log, after run(): how it ended, and its requests.
   std::string summary() const;
 
  private:
@@ -38,6 +38,7 @@ class Connection {
   const ExportTable& exports_;
   const io::Address peer_;
   std::shared_ptr<Export> first_;  // entered: what a netblk/1 client gets
+  bool refused_ = false;
   Link link_;
   std::unique_ptr<Session1> session1_;
   std::unique_ptr<Session2> session2_;

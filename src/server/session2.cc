@@ -114,8 +114,12 @@ coro::Task<bool> Session2::receive_hello(proto::Hello2& hello) {
     if (link_.unread_bytes() >= proto::kGreetingPrefix) {
       const auto length = proto::hello_length(link_.unread());
       if (!length) {
-        // Not even its length is known: whoever speaks here does not speak netblk/2.
-        close(length.error().message);
+        // Whoever does not even say the magic speaks something else, and would not understand an answer.
+        if (std::memcmp(link_.unread().data(), NETBLK2_MAGIC, NETBLK2_MAGIC_SIZE) == 0) {
+          co_await refuse(NETBLK2_EPROTO, length.error().message);
+        } else {
+          close(length.error().message);
+        }
         co_return false;
       }
       wanted = length.value();
@@ -143,9 +147,12 @@ coro::Task<bool> Session2::send_welcome(const proto::Welcome2& welcome) {
 }
 
 coro::Task<void> Session2::refuse(uint32_t status, std::string text) {
-  close(fmt::format("refused: {}", text));
+  refused_ = true;
+  close(text);
   proto::Welcome2 welcome;
   welcome.status = status;
+  welcome.max_connections = 0;
+  welcome.block_bytes = welcome.preferred_bytes = welcome.max_payload_bytes = welcome.slots = 0;
   welcome.body = std::move(text);
   co_await send_welcome(welcome);
 }
@@ -231,6 +238,10 @@ coro::Task<bool> Session2::greet(const proto::Hello2& hello) {
     co_await refuse(NETBLK2_EOPNOTSUPP, fmt::format("the feature '{}' is mandatory and not here", missing));
     co_return false;
   }
+  if ((hello.flags & NETBLK2_HELLO_LIST) != 0 && (hello.flags & NETBLK2_HELLO_INFO) != 0) {
+    co_await refuse(NETBLK2_EPROTO, "a hello that asks for the list of exports and for one of them");
+    co_return false;
+  }
   if (hello.flags & NETBLK2_HELLO_LIST) {
     co_await tell_exports(hello);
     co_return false;
@@ -269,7 +280,7 @@ coro::Task<bool> Session2::greet(const proto::Hello2& hello) {
   framing_.max_payload_bytes = welcome.max_payload_bytes;
   told_size_bytes_ = welcome.size_bytes;
   heard_at_ms_ = said_at_ms_ = link_.context().loop.now_ms();
-  log_info("{}: export '{}', client {}, session {} connection {} epoch {}{}", link_.name(), export_->config().name,
+  log_info("{} opened: export '{}', client {}, session {} connection {} epoch {}{}", link_.name(), export_->config().name,
            id_text(hello.client_id), id_text(session_->id), hello.connection, hello.epoch,
            admission.flags & NETBLK2_WELCOME_NEW       ? ", new"
            : admission.flags & NETBLK2_WELCOME_ADOPTED ? ", adopted"
@@ -331,6 +342,7 @@ coro::Task<void> Session2::read_loop() {
 int Session2::refusal(const Request2& request) const {
   if (request.type == NETBLK2_FLUSH || request.type == NETBLK2_NOP) return 0;
   if (request.type != NETBLK2_READ && !session_->writes) return EROFS;
+  if (request.type == NETBLK2_TRIM && !export_->device().geometry().can_trim) return EOPNOTSUPP;
   if (request.length == 0 || request.length % limits::kSectorBytes != 0 || request.offset % limits::kSectorBytes != 0)
     return EINVAL;
   const uint64_t size_bytes = export_->device().size_bytes();

@@ -38,6 +38,8 @@ class Session2 {
   // Heartbeats, news of the size, an export that has gone. Called every limits::kSweepPeriodMs.
   void sweep(uint64_t now_ms);
 
+  // The hello was answered with a refusal.
+  bool refused() const { return refused_; }
   uint64_t requests() const { return requests_; }
   uint64_t failed_requests() const { return failed_; }
 
@@ -94,6 +96,7 @@ class Session2 {
   proto::Compressor compressor_;
   proto::CompressionLuck luck_;
 
+  bool refused_ = false;
   uint64_t requests_ = 0;
   uint64_t failed_ = 0;
   bool reading_ = true;

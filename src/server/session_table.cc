@@ -165,12 +165,13 @@ SessionTable::Claim SessionTable::join(const std::shared_ptr<Session>& session, 
 SessionTable::Claim SessionTable::begin(const proto::Hello2& hello, const Id& id, uint16_t flag) {
   const bool writes = (hello.flags & NETBLK2_HELLO_WRITE) != 0 && !device_.geometry().read_only;
   const bool shared = (hello.flags & NETBLK2_HELLO_SHARED) != 0;
-  const bool takeover = (hello.flags & NETBLK2_HELLO_TAKEOVER) != 0;
+  const bool beside_others = shared && owners_.shared;
+  const bool takeover = (hello.flags & NETBLK2_HELLO_TAKEOVER) != 0 && !beside_others;
   Claim claim;
   if (flag != NETBLK2_WELCOME_ADOPTED) {
     const Owner* other = owners_.other_than(hello.client_id);
     // Scenario: two machines mount one file system. The second is told who has it.
-    if (writes && other != nullptr && !takeover && !(shared && owners_.shared))
+    if (writes && other != nullptr && !takeover && !beside_others)
       return refuse(NETBLK2_EBUSY,
                     fmt::format("export '{}' is written by client {}{}: detach it there, or take it over", name_,
                                 id_text(other->client_id), owners_.shared ? ", which shares it" : ""));

@@ -102,13 +102,12 @@ coro::Task<void> Shard::connection(io::UniqueFd fd, uint64_t number) {
     log_info("{} refused: {}", name, refusal);
   } else {
     if (prepare_socket_ != nullptr) prepare_socket_(fd.get());
-    log_info("{} opened", name);
     Connection open(context_, exports_, loop_->make_stream(std::move(fd)), peer.value(), name);
     open_.insert(&open);
     if (!sweep_.armed() && !sweep_.queued) sweep_.arm(loop_->now_ms() + limits::kSweepPeriodMs);
     co_await open.run();
     open_.erase(&open);
-    log_info("{} closed: {}", name, open.summary());
+    log_info("{} {}", name, open.summary());
   }
   fd.reset();
   connections_.fetch_sub(1, std::memory_order_relaxed);

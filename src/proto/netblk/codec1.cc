@@ -15,17 +15,12 @@ namespace {
 
 constexpr size_t kSectorAt = offsetof(netblk1_request, sector);
 constexpr size_t kLengthAt = offsetof(netblk1_request, length);
-constexpr std::byte kNetblk2First{'N'};  // of "NETBLK/2" (DESIGN 4.2)
 
 }  // namespace
 
 Decoded1 decode_request1(std::span<const std::byte> bytes) {
   Decoded1 decoded;
   if (bytes.empty()) return decoded;
-  if (bytes[0] == kNetblk2First) {
-    decoded.outcome = Decode1::kNetblk2;
-    return decoded;
-  }
   const auto command = static_cast<uint8_t>(bytes[0]);
   if (command < NETBLK1_CMD_READ || command > NETBLK1_CMD_DISCONNECT) {
     decoded.outcome = Decode1::kUnknownCommand;
@@ -52,7 +47,6 @@ std::string refusal_text(const Decoded1& decoded, std::byte first) {
     case Decode1::kTooLong:
       return fmt::format("request of {} bytes, more than the {} that netblk/1 allows", decoded.request.length_bytes,
                          NETBLK1_MAX_LENGTH);
-    case Decode1::kNetblk2: return "the client speaks netblk/2, this server netblk/1";
     case Decode1::kRequest:
     case Decode1::kNeedMore: break;
   }

@@ -22,7 +22,6 @@ enum class Decode1 {
   kNeedMore,       // fewer than NETBLK1_REQUEST_SIZE bytes, legal so far
   kUnknownCommand, // the first byte belongs to no command: close
   kTooLong,        // a READ or WRITE over NETBLK1_MAX_LENGTH: close
-  kNetblk2,        // the first byte of the eight that open netblk/2
 };
 
 struct Decoded1 {

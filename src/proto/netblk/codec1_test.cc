@@ -101,8 +101,6 @@ TEST(Codec1, EveryFirstByteIsJudgedAloneAndAtEveryLength) {
       const Decode1 outcome = decode(std::span(bytes).first(length)).outcome;
       if (first >= 1 && first <= 3) {
         EXPECT_EQ(outcome, length == bytes.size() ? Decode1::kRequest : Decode1::kNeedMore);
-      } else if (first == 'N') {
-        EXPECT_EQ(outcome, Decode1::kNetblk2);
       } else {
         EXPECT_EQ(outcome, Decode1::kUnknownCommand) << first;
       }
@@ -147,7 +145,6 @@ TEST(Codec1, ARefusalIsOneLineThatNamesWhatCame) {
   const auto text = [](const Header& bytes) { return refusal_text(decode(bytes), bytes[0]); };
   EXPECT_NE(text(header(0x47, 0, 0)).find("0x47"), std::string::npos) << text(header(0x47, 0, 0));
   EXPECT_NE(text(header(2, 0, kMaxLength + 1)).find("33554433"), std::string::npos);
-  EXPECT_NE(text(header('N', 0, 0)).find("netblk/2"), std::string::npos);
   for (const uint8_t first : std::initializer_list<uint8_t>{0x00, 0x0a, 0x47, 0xff})
     EXPECT_EQ(text(header(first, 0, 0)).find('\n'), std::string::npos);
 }
