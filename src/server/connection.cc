@@ -40,7 +40,10 @@ coro::Task<void> Connection::speak() {
     co_return;
   }
   const bool heard = co_await link_.receive(!refusal.empty(), limits::kHelloTimeoutMs);
-  if (!heard) co_return;
+  if (!heard) {
+    log_info("{} opened: it said nothing", link_.name());
+    co_return;
+  }
   if (link_.unread()[0] == std::byte{NETBLK2_MAGIC[0]}) {
     session2_ = std::make_unique<Session2>(link_, exports_, peer_, std::exchange(first_, nullptr));
     co_await session2_->run();
