@@ -9,6 +9,7 @@
  *   net_block_core.c    one thread per device: connect, lose, retry, give up
  *   net_block_conn.c    one TCP connection: socket, sending, receiving
  *   net_block_proto1.c  netblk/1: encoding requests, decoding replies
+ *   net_block_genl.c    the generic netlink family
  *   net_block_stats.c   /sys/block/netblk/statistics/, tracepoints
  *   net_block_sysfs.c   /sys/block/netblk/
  *
@@ -184,6 +185,7 @@ struct netblk_conn {
 	struct netblk_addr addr;
 	u64 epoch; /* no two connections of a device have the same */
 	bool established;
+	bool adopted; /* the socket came from user space */
 	unsigned long deadline; /* jiffies: of the connect(), then of a drain */
 
 	/* the socket's own callbacks, put back before it is released */
@@ -210,6 +212,28 @@ struct netblk_conn {
 	u8 goodbye[NETBLK_MAX_HEADER];
 	struct bio_vec tx_bv[NETBLK_SEGMENTS];
 	struct bio_vec rx_bv[NETBLK_SEGMENTS];
+};
+
+/* What user space hands over: sockets, and what their handshake agreed on. */
+struct netblk_handover {
+	unsigned int protocol;
+	const struct netblk_proto *proto;
+	unsigned int count;
+	struct socket *sockets[NETBLK2_MAX_CONNECTIONS];
+	u64 epochs[NETBLK2_MAX_CONNECTIONS];
+	struct netblk_conn *conns[NETBLK2_MAX_CONNECTIONS];
+	u64 size_bytes; /* 0: netblk/1, and the device keeps its own */
+	u32 block_bytes;
+	u32 preferred_bytes;
+	u32 max_payload_bytes;
+	u32 slots;
+	u32 flags; /* NETBLK2_WELCOME_* */
+	u32 features; /* bit n is feature n */
+	u32 heartbeat_ms;
+	u64 generation;
+	u8 session_id[NETBLK2_ID_SIZE];
+	u8 client_id[NETBLK2_ID_SIZE];
+	u8 store_uuid[NETBLK2_ID_SIZE];
 };
 
 /* One hardware queue of the device, and its connection. */
@@ -278,6 +302,8 @@ struct netblk_device {
 	struct netblk_conn *next; /* being connected, or waiting for a drain */
 	struct netblk_addr addr; /* where connections lead, and where a lost one is sought */
 	u64 epoch;
+	bool handed_over; /* user space brings the connections */
+	bool tell; /* listeners of the netlink family */
 	bool one_try; /* next is the user's, from disconnected or error */
 	const char *why; /* the last connection's or try's end */
 	int error;
@@ -315,6 +341,7 @@ void netblk_core_stop(struct netblk_device *nd);
 void netblk_kick(struct netblk_device *nd);
 int netblk_connect(struct netblk_device *nd);
 int netblk_disconnect(struct netblk_device *nd);
+int netblk_handover(struct netblk_device *nd, struct netblk_handover *h);
 void netblk_shutdown(struct netblk_device *nd);
 
 /* net_block_queue.c */
@@ -328,6 +355,8 @@ void netblk_cmd_rewind(struct netblk_cmd *cmd);
 /* net_block_conn.c */
 struct netblk_conn *netblk_conn_open(struct netblk_queue *q,
 				     const struct netblk_addr *addr);
+struct netblk_conn *netblk_conn_adopt(struct netblk_queue *q,
+				      struct socket *sock);
 int netblk_conn_poll(struct netblk_conn *nc);
 void netblk_conn_close(struct netblk_conn *nc);
 void netblk_conn_goodbye(struct netblk_conn *nc);
@@ -345,6 +374,11 @@ unsigned int netblk_cursor_map(const struct netblk_cursor *c,
 			       size_t *bytes);
 void netblk_cursor_advance(struct netblk_cursor *c, size_t bytes);
 
+/* net_block_genl.c */
+int netblk_genl_init(void);
+void netblk_genl_exit(void);
+void netblk_genl_event(struct netblk_device *nd);
+
 /* net_block_stats.c */
 extern const struct attribute_group netblk_stats_group;
 int netblk_stats_alloc(struct netblk_device *nd);
@@ -360,6 +394,7 @@ u64 netblk_stats_errors(struct netblk_device *nd);
 /* net_block_sysfs.c */
 extern const struct attribute_group *netblk_attr_groups[];
 size_t netblk_trim(const char *text, size_t length);
+const char *netblk_state_name(enum netblk_state state);
 
 static inline struct netblk_device *netblk_from_dev(struct device *dev)
 {

@@ -77,11 +77,16 @@ static void netblk_sk_write_space(struct sock *sk)
 	read_unlock_bh(&sk->sk_callback_lock);
 }
 
-static void netblk_set_callbacks(struct netblk_conn *nc)
+/* -EBUSY: the socket is another user's in the kernel. */
+static int netblk_set_callbacks(struct netblk_conn *nc)
 {
 	struct sock *sk = nc->sock->sk;
 
 	write_lock_bh(&sk->sk_callback_lock);
+	if (sk->sk_user_data) {
+		write_unlock_bh(&sk->sk_callback_lock);
+		return -EBUSY;
+	}
 	nc->data_ready = sk->sk_data_ready;
 	nc->state_change = sk->sk_state_change;
 	nc->write_space = sk->sk_write_space;
@@ -90,6 +95,7 @@ static void netblk_set_callbacks(struct netblk_conn *nc)
 	sk->sk_state_change = netblk_sk_wake;
 	sk->sk_write_space = netblk_sk_write_space;
 	write_unlock_bh(&sk->sk_callback_lock);
+	return 0;
 }
 
 static void netblk_restore_callbacks(struct netblk_conn *nc)
@@ -147,6 +153,22 @@ int netblk_conn_poll(struct netblk_conn *nc)
 	return err;
 }
 
+static void netblk_set_options(struct sock *sk)
+{
+	/* Write-back through this socket must not wait for write-back. */
+	sk->sk_allocation = GFP_NOIO;
+	sk_set_memalloc(sk);
+	netblk_compat_no_task_frag(sk);
+
+	tcp_sock_set_nodelay(sk);
+	tcp_sock_set_keepidle(sk, NETBLK_KEEPALIVE_IDLE_S);
+	tcp_sock_set_keepintvl(sk, NETBLK_KEEPALIVE_INTERVAL_S);
+	tcp_sock_set_keepcnt(sk, NETBLK_KEEPALIVE_COUNT);
+	sock_set_keepalive(sk);
+	/* Release means RST: what is queued must not reach the server later. */
+	sock_no_linger(sk);
+}
+
 /*
  * The sockets live in the initial network namespace: the device is seen by all
  * namespaces and has to reconnect long after the process that wrote "connect",
@@ -180,18 +202,7 @@ struct netblk_conn *netblk_conn_open(struct netblk_queue *q,
 	sk = nc->sock->sk;
 	netblk_reclassify(sk);
 
-	/* Write-back through this socket must not wait for write-back. */
-	sk->sk_allocation = GFP_NOIO;
-	sk_set_memalloc(sk);
-	netblk_compat_no_task_frag(sk);
-
-	tcp_sock_set_nodelay(sk);
-	tcp_sock_set_keepidle(sk, NETBLK_KEEPALIVE_IDLE_S);
-	tcp_sock_set_keepintvl(sk, NETBLK_KEEPALIVE_INTERVAL_S);
-	tcp_sock_set_keepcnt(sk, NETBLK_KEEPALIVE_COUNT);
-	sock_set_keepalive(sk);
-	/* Release means RST: what is queued must not reach the server later. */
-	sock_no_linger(sk);
+	netblk_set_options(sk);
 	netblk_set_callbacks(nc);
 
 	memalloc_noreclaim_restore(noreclaim);
@@ -201,6 +212,45 @@ free:
 out:
 	memalloc_noreclaim_restore(noreclaim);
 	return ERR_PTR(err);
+}
+
+static void netblk_peer_of(const struct sock *sk, struct netblk_addr *addr)
+{
+	addr->ip = inet_sk(sk)->inet_daddr;
+	addr->port = ntohs(inet_sk(sk)->inet_dport);
+}
+
+/*
+ * A connection on a socket that user space has connected. The connection owns
+ * the caller's reference to it; user space may have others, and so the end is a
+ * tcp_abort() and not a release.
+ */
+struct netblk_conn *netblk_conn_adopt(struct netblk_queue *q,
+				      struct socket *sock)
+{
+	struct netblk_conn *nc = kzalloc(sizeof(*nc), GFP_KERNEL);
+	int err;
+
+	if (!nc)
+		return ERR_PTR(-ENOMEM);
+	nc->nd = q->nd;
+	nc->queue = q;
+	nc->sock = sock;
+	nc->adopted = true;
+	nc->established = true;
+	netblk_peer_of(sock->sk, &nc->addr);
+	INIT_LIST_HEAD(&nc->inflight);
+
+	err = netblk_set_callbacks(nc);
+	if (err) {
+		kfree(nc);
+		return ERR_PTR(err);
+	}
+	if (sock_allow_reclassification(sock->sk))
+		netblk_reclassify(sock->sk);
+	netblk_set_options(sock->sk);
+	nc->acked = READ_ONCE(tcp_sk(sock->sk)->snd_una);
+	return nc;
 }
 
 /*
@@ -213,7 +263,12 @@ void netblk_conn_close(struct netblk_conn *nc)
 
 	netblk_restore_callbacks(nc);
 	sk_clear_memalloc(nc->sock->sk);
-	sock_release(nc->sock);
+	if (nc->adopted) {
+		tcp_abort(nc->sock->sk, ECONNRESET);
+		sockfd_put(nc->sock);
+	} else {
+		sock_release(nc->sock);
+	}
 	kfree(nc);
 	memalloc_noreclaim_restore(noreclaim);
 }

@@ -22,6 +22,7 @@
 enum netblk_op_kind {
 	NETBLK_OP_CONNECT,
 	NETBLK_OP_DISCONNECT,
+	NETBLK_OP_HANDOVER,
 	NETBLK_OP_SHUTDOWN,
 };
 
@@ -35,6 +36,7 @@ struct netblk_op {
 	struct completion done;
 	enum netblk_op_kind kind;
 	struct netblk_addr addr;
+	struct netblk_handover *handover; /* the asker's, who waits for the end */
 	bool connected; /* a connection was made, not just found */
 	int error;
 };
@@ -78,6 +80,8 @@ static void netblk_set_state(struct netblk_device *nd, enum netblk_state state)
 static void netblk_change_state(struct netblk_device *nd,
 				enum netblk_state state)
 {
+	if (nd->state != state)
+		nd->tell = true;
 	spin_lock(&nd->lock);
 	netblk_set_state(nd, state);
 	spin_unlock(&nd->lock);
@@ -250,6 +254,7 @@ static void netblk_lost(struct netblk_queue *q, int error)
 		netblk_change_state(nd, NETBLK_STATE_CONNECTING);
 	nd->why = nc->why ? nc->why : "connection failed";
 	nd->error = error;
+	nd->tell = true;
 
 	/*
 	 * The clock and the tries start over when the last loss was made good:
@@ -318,6 +323,7 @@ static void netblk_promote(struct netblk_device *nd)
 
 	nd->next = NULL;
 	nd->one_try = false;
+	nd->handed_over = false;
 	nd->addr = nc->addr;
 	nc->up_at = jiffies;
 	if (!list_empty(&nd->waiting))
@@ -452,6 +458,46 @@ static void netblk_op_connect(struct netblk_device *nd, struct netblk_op *op)
 	netblk_open_next(&nd->queues[0], &op->addr);
 }
 
+/*
+ * Sockets from user space take the place of all connections. Those are reset
+ * first, and what they carried is sent again on the new ones.
+ */
+static void netblk_op_handover(struct netblk_device *nd,
+			       struct netblk_handover *h)
+{
+	struct netblk_cmd *cmd;
+	unsigned int i;
+
+	netblk_cancel_next(nd, -ECANCELED);
+	nd->proto = h->proto;
+	for (i = 0; i < nd->nr_queues; i++) {
+		struct netblk_queue *q = &nd->queues[i];
+		LIST_HEAD(again);
+		struct netblk_conn *old = netblk_detach(q, &again);
+
+		if (old)
+			netblk_conn_close(old);
+		list_for_each_entry(cmd, &again, node)
+			netblk_cmd_rewind(cmd);
+		if (q->dead)
+			netblk_stats_reconnected(q);
+		netblk_not_dead(q);
+		h->conns[i]->up_at = jiffies;
+		netblk_attach(q, h->conns[i], &again);
+	}
+	nd->addr = h->conns[0]->addr;
+	nd->handed_over = true;
+	netblk_change_state(nd, NETBLK_STATE_CONNECTED);
+	for (i = 0; i < nd->nr_queues; i++) {
+		h->conns[i] = NULL;
+		netblk_tx(&nd->queues[i]);
+	}
+	pr_info_ratelimited("%s: was handed a connection to %pI4:%u\n",
+			    netblk_name(nd), &nd->addr.ip, nd->addr.port);
+	/* what came before the callbacks were ours has woken nobody */
+	netblk_kick(nd);
+}
+
 static void netblk_op_disconnect(struct netblk_device *nd)
 {
 	bool was_up = nd->state != NETBLK_STATE_DISCONNECTED;
@@ -476,6 +522,9 @@ static void netblk_take_ops(struct netblk_device *nd)
 			return;
 		if (op->kind == NETBLK_OP_CONNECT) {
 			netblk_op_connect(nd, op);
+		} else if (op->kind == NETBLK_OP_HANDOVER) {
+			netblk_op_handover(nd, op->handover);
+			netblk_end_op(op, 0);
 		} else {
 			netblk_op_disconnect(nd);
 			netblk_end_op(op, 0);
@@ -503,7 +552,8 @@ static void netblk_seek(struct netblk_queue *q, unsigned long *wake_at)
 		if (time_before(dead_at, *wake_at))
 			*wake_at = dead_at;
 	}
-	if (q->conn || nd->next)
+	/* user space has to bring the next connection of what it handed over */
+	if (q->conn || nd->next || nd->handed_over)
 		return;
 	if (q->tries >= READ_ONCE(nd->max_retries)) {
 		netblk_give_up(q, "max_retries");
@@ -555,6 +605,10 @@ static int netblk_thread(void *data)
 		/* The bit is cleared before anything it stands for is read. */
 		smp_mb__after_atomic();
 		timeout = netblk_step(nd);
+		if (nd->tell) {
+			nd->tell = false;
+			netblk_genl_event(nd);
+		}
 		cond_resched();
 	}
 	return 0;
@@ -565,7 +619,7 @@ static int netblk_thread(void *data)
  * bound the wait; a signal ends it at once and leaves the operation running.
  */
 static int netblk_do_op(struct netblk_device *nd, enum netblk_op_kind kind,
-			bool *connected)
+			struct netblk_handover *handover, bool *connected)
 {
 	struct netblk_op *op = kzalloc(sizeof(*op), GFP_KERNEL);
 	int err;
@@ -575,6 +629,7 @@ static int netblk_do_op(struct netblk_device *nd, enum netblk_op_kind kind,
 	refcount_set(&op->refs, 2);
 	init_completion(&op->done);
 	op->kind = kind;
+	op->handover = handover;
 
 	spin_lock(&nd->lock);
 	if (nd->removing) {
@@ -589,7 +644,7 @@ static int netblk_do_op(struct netblk_device *nd, enum netblk_op_kind kind,
 	spin_unlock(&nd->lock);
 	netblk_kick(nd);
 
-	if (kind == NETBLK_OP_SHUTDOWN) {
+	if (kind == NETBLK_OP_SHUTDOWN || handover) {
 		wait_for_completion(&op->done);
 		err = 0;
 	} else {
@@ -609,36 +664,56 @@ static int netblk_do_op(struct netblk_device *nd, enum netblk_op_kind kind,
 }
 
 /*
+ * Another server may have another partition table. The next open looks at it;
+ * udev opens the device when it sees the event.
+ */
+static void netblk_new_server(struct netblk_device *nd)
+{
+	if (!test_bit(GD_ADDED, &nd->disk->state))
+		return;
+	clear_bit(GD_SUPPRESS_PART_SCAN, &nd->disk->state);
+	set_bit(GD_NEED_PART_SCAN, &nd->disk->state);
+	kobject_uevent(&disk_to_dev(nd->disk)->kobj, KOBJ_CHANGE);
+}
+
+/*
  * Connect to the configured server: one try of at most connect_timeout_ms.
  * Returns 0 at once when connected to it already.
  */
 int netblk_connect(struct netblk_device *nd)
 {
 	bool connected = false;
-	int err = netblk_do_op(nd, NETBLK_OP_CONNECT, &connected);
+	int err = netblk_do_op(nd, NETBLK_OP_CONNECT, NULL, &connected);
 
-	/*
-	 * Another server may have another partition table. The next open looks
-	 * at it; udev opens the device when it sees the event.
-	 */
-	if (!err && connected && test_bit(GD_ADDED, &nd->disk->state)) {
-		clear_bit(GD_SUPPRESS_PART_SCAN, &nd->disk->state);
-		set_bit(GD_NEED_PART_SCAN, &nd->disk->state);
-		kobject_uevent(&disk_to_dev(nd->disk)->kobj, KOBJ_CHANGE);
-	}
+	if (!err && connected)
+		netblk_new_server(nd);
+	return err;
+}
+
+/* Use the connections of @h, and leave there what was not used. */
+int netblk_handover(struct netblk_device *nd, struct netblk_handover *h)
+{
+	bool fresh = READ_ONCE(nd->state) != NETBLK_STATE_CONNECTING;
+	int err = netblk_do_op(nd, NETBLK_OP_HANDOVER, h, NULL);
+
+	if (!err && h->size_bytes)
+		set_capacity_and_notify(nd->disk,
+					h->size_bytes >> SECTOR_SHIFT);
+	if (!err && fresh)
+		netblk_new_server(nd);
 	return err;
 }
 
 /* Every wait ends now: tries, requests in flight and queued (with EIO). */
 int netblk_disconnect(struct netblk_device *nd)
 {
-	return netblk_do_op(nd, NETBLK_OP_DISCONNECT, NULL);
+	return netblk_do_op(nd, NETBLK_OP_DISCONNECT, NULL, NULL);
 }
 
 /* A disconnect after which no operation is accepted any more. */
 void netblk_shutdown(struct netblk_device *nd)
 {
-	netblk_do_op(nd, NETBLK_OP_SHUTDOWN, NULL);
+	netblk_do_op(nd, NETBLK_OP_SHUTDOWN, NULL, NULL);
 }
 
 int netblk_core_start(struct netblk_device *nd)

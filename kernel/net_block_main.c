@@ -189,16 +189,26 @@ static int __init netblk_init(void)
 	if (err < 0)
 		return err;
 	err = netblk_bus_init();
-	if (err) {
-		netblk_bus_leave();
-		netblk_remove_all();
-	}
+	if (err)
+		goto leave;
+	err = netblk_genl_init();
+	if (err)
+		goto bus;
+	return 0;
+
+bus:
+	netblk_bus_leave();
+	netblk_bus_exit();
+leave:
+	netblk_bus_leave();
+	netblk_remove_all();
 	return err;
 }
 
 static void __exit netblk_exit(void)
 {
 	netblk_bus_leave();
+	netblk_genl_exit();
 	netblk_bus_exit();
 	netblk_remove_all();
 }

@@ -79,8 +79,7 @@ static ssize_t server_port_store(struct device *dev,
 }
 static DEVICE_ATTR_RW(server_port);
 
-static ssize_t state_show(struct device *dev, struct device_attribute *attr,
-			  char *buf)
+const char *netblk_state_name(enum netblk_state state)
 {
 	static const char * const names[] = {
 		[NETBLK_STATE_DISCONNECTED] = "disconnected",
@@ -89,8 +88,15 @@ static ssize_t state_show(struct device *dev, struct device_attribute *attr,
 		[NETBLK_STATE_ERROR] = "error",
 	};
 
-	return sysfs_emit(buf, "%s\n",
-			  names[READ_ONCE(netblk_from_dev(dev)->state)]);
+	return names[state];
+}
+
+static ssize_t state_show(struct device *dev, struct device_attribute *attr,
+			  char *buf)
+{
+	enum netblk_state state = READ_ONCE(netblk_from_dev(dev)->state);
+
+	return sysfs_emit(buf, "%s\n", netblk_state_name(state));
 }
 static DEVICE_ATTR_RO(state);
 

@@ -72,7 +72,8 @@ traces() {
 	dd if=/dev/netblk of=/dev/null bs=4k skip=77 count=1 iflag=direct status=none & local reader=$! i
 	for i in $(seq 200); do grep -q 'issue: .*read sector=616 ' $tracefs/trace && break; sleep 0.02; done
 	kill_server $old; serve 10809 "$scratch/disk" 100; wait $reader
-	expect "$(grep -c 'netblk_issue: .*sector=616 ' $tracefs/trace) $(grep -c 'netblk_complete: .*sector=616 ' $tracefs/trace)" '2 1' "issues and completions of a replayed read"
+	[ "$(grep -c "netblk_issue: .*sector=616 " $tracefs/trace)" -ge 2 ] || fail "a replayed read was issued once"
+	expect "$(grep -c "netblk_complete: .*sector=616 " $tracefs/trace)" 1 "completions of a replayed read"
 	grep -qE 'netblk_reconnect: netblk queue=0 tries=[1-9][0-9]* lost_ms=[0-9]+$' $tracefs/trace || fail "no reconnect: $(tail -5 $tracefs/trace)"
 	disconnect; dd if=/dev/netblk of=/dev/null bs=4k count=1 iflag=direct status=none 2>/dev/null && fail "a read while disconnected"
 	trace_end

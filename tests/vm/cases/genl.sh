@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# The generic netlink family: devices, sockets handed over, events, and what it refuses (K5, K8, K9, K17, K22).
+. "$NETBLK_ROOT/tests/vm/lib.sh"
+genl() { python3 "$vm/genl.py" "$@"; }
+devices() { (cd /sys/block && ls -d netblk* 2>/dev/null) | sort -V | tr '\n' ' '; }
+reader() { timeout -k 1 20 dd if=$1 of=/dev/null bs=4096 count=1 skip=512 iflag=direct status=none; }
+
+commands() {
+	serve 10809 "$scratch/disk" 100; load
+	expect "$(genl status 0)" 'netblk connected size=104857600 protocol=1 reconnects=0' "status of the first"
+	expect "$(genl add size_mb=3)" 'netblk-1 disconnected size=3145728 protocol=1 reconnects=0' "answer to add"
+	expect "$(genl add number=9 size_mb=3 | cut -d' ' -f1)" netblk-9 "answer to add"
+	expect "$(genl list | cut -d' ' -f1 | tr '\n' ' ')" 'netblk netblk-1 netblk-9 ' "the list"
+	must_fail 'input/output' reader /dev/netblk-1
+	genl disconnect 0; expect "$(state)" disconnected state
+	genl remove 9; genl remove 1; expect "$(devices)" 'netblk ' devices
+	genl add-many 300 size_mb=1 queue_depth=1 > /dev/null
+	expect "$(genl list | wc -l)" 301 "lines of a list that needs several messages"
+}
+hand_over() {
+	random_file "$scratch/disk" 64M; serve 10809 "$scratch/disk" 64; load server_port=9
+	expect "$(genl add size_mb=1)" 'netblk-1 disconnected size=1048576 protocol=1 reconnects=0' "answer to add"
+	expect "$(genl handover 1 127.0.0.1 10809 67108864)" 'netblk-1 connected size=67108864 protocol=1 reconnects=0 handed_over' "answer to connect"
+	expect "$(blockdev --getsize64 /dev/netblk-1) $(cat /sys/block/netblk-1/state)" '67108864 connected' "size and state"
+	cmp "$scratch/disk" /dev/netblk-1
+	dd if=/dev/zero of=/dev/netblk-1 bs=1M count=2 seek=5 oflag=direct status=none
+	cmp -n 2097152 -i 5242880:0 "$scratch/disk" /dev/zero
+	# the process that handed it over is gone; nobody but the driver holds the socket
+	expect "$(ss -Htn state established dport = 10809 | wc -l)" 1 "connections"
+	# once more, on a device that is connected: the new one takes the place of the old
+	genl handover 1 127.0.0.1 10809 > /dev/null; sleep 0.2
+	expect "$(ss -Htn state established dport = 10809 | wc -l)" 1 "connections after the second hand-over"
+	cmp "$scratch/disk" /dev/netblk-1
+	# on the first device, which seeks nothing; a connect from sysfs takes it back
+	genl handover 0 127.0.0.1 10809 67108864 > /dev/null; cmp "$scratch/disk" /dev/netblk
+	expect "$(genl status 0 | grep -c handed_over)" 1 "handed over"
+	attr server_port 10809; disconnect; connect; expect "$(genl status 0 | grep -c handed_over)" 0 "handed over after connect"
+	genl disconnect 1; expect "$(cat /sys/block/netblk-1/state)" disconnected "state after disconnect"
+	must_fail 'input/output' reader /dev/netblk-1
+	genl remove 1
+}
+# file systems and partitions on a disk that was handed over, the socket kept open by its giver
+mounted() {
+	serve 10809 "$scratch/disk" 64; load server_port=9; genl add size_mb=64 > /dev/null
+	background genl keep 1 127.0.0.1 10809
+	for i in $(seq 200); do [ "$(cat /sys/block/netblk-1/state)" = connected ] && break; sleep 0.05; done
+	printf 'label: dos\n,40M\n' | sfdisk -q /dev/netblk-1; mkfs.ext4 -q /dev/netblk-1p1; mount /dev/netblk-1p1 $mnt
+	random_file $mnt/blob 8M; local sum; sum=$(sha256sum < $mnt/blob); sync -f $mnt; drop_caches
+	# the server dies; the helper hands over again; nothing is seen of it
+	kill_server; (sleep 0.5; cat $mnt/blob | sha256sum > "$scratch/sum") & local job=$!; serve 10809 "$scratch/disk" 64
+	wait $job; expect "$(cat "$scratch/sum")" "$sum" "the file after a loss"
+	[ "$(cat /sys/block/netblk-1/statistics/reconnects)" -ge 1 ] || fail "no reconnect counted"
+	expect "$(cat /sys/block/netblk-1/statistics/errors)" 0 errors
+	must_fail 'EBUSY' genl remove 1
+	umount $mnt; genl remove 1
+}
+# nobody hands over again: EIO after the dead time, and the device can be removed
+K22_no_helper() {
+	serve 10809 "$scratch/disk" 64; load server_port=9; genl add size_mb=64 dead_time_ms=5000 max_retries=1000 > /dev/null
+	genl handover 1 127.0.0.1 10809 > /dev/null; genl watch 20 2 > "$scratch/events" & local watcher=$!
+	for i in $(seq 100); do grep -qs watching "$scratch/events" && break; sleep 0.05; done
+	kill_server; sleep 0.3; expect "$(cat /sys/block/netblk-1/state)" connecting state
+	serve 10809 "$scratch/disk" 64; sleep 0.5
+	expect "$(cat /sys/block/netblk-1/state)" connecting "state, with a server that the driver could reach itself"
+	reader /dev/netblk-1 && fail "a read without a connection"
+	expect "$(cat /sys/block/netblk-1/state)" error state
+	wait $watcher
+	expect "$(grep -c '^netblk-1 connecting .*handed_over' "$scratch/events") $(grep -c '^netblk-1 error' "$scratch/events")" '1 1' "events"
+	genl handover 1 127.0.0.1 10809 > /dev/null; reader /dev/netblk-1
+	genl remove 1
+}
+K17_refused() {
+	serve 10809 "$scratch/disk" 64; load; genl add size_mb=64 > /dev/null
+	local kind
+	for kind in udp raw unix netlink; do must_fail 'EINVAL the socket is none of TCP' genl refused 1 fd-$kind; done
+	for kind in listening unconnected; do must_fail 'ENOTCONN the socket is not connected' genl refused 1 fd-$kind; done
+	must_fail 'EBADF the file descriptor is no open socket' genl refused 1 fd-closed
+	must_fail 'EBADF the file descriptor is no open socket' genl refused 1 fd-huge
+	must_fail 'ENOTSOCK the file descriptor is no open socket' genl refused 1 fd-file
+	must_fail 'ERANGE' genl refused 1 fd-negative
+	must_fail 'EINVAL these are too few' genl refused 1 fd-none
+	must_fail 'EINVAL the socket is given twice' genl refused 1 fd-twice
+	for kind in 0 -1 2**63 2**63-511 2**64-512 511; do must_fail 'ERANGE [a-z]' genl refused 1 "size-$kind"; done
+	for kind in 513 2**62+1 2**63-512+1; do must_fail 'EINVAL\|ERANGE' genl refused 1 "size-$kind"; done
+	# what a welcome of netblk/2 says has to be there, and to make sense
+	for kind in size_bytes block_bytes slots max_payload_bytes session_id client_id store_uuid generation; do
+		must_fail 'EINVAL something that the welcome said is missing' genl refused 1 2-$kind
+	done
+	must_fail 'EINVAL an id is zero' genl refused 1 2-session_id=00000000000000000000000000000000
+	must_fail 'EINVAL the block size is no power of two' genl refused 1 2-block_bytes=58020000
+	for kind in slots=00000000 slots=0f000000 slots=01100000 slots=ffffffff block_bytes=00000000 block_bytes=00000100 max_payload_bytes=00000000 \
+		max_payload_bytes=ffffffff size_bytes=0000000000000080; do must_fail 'ERANGE' genl refused 1 2-$kind; done
+	for kind in slots=40 session_id=00 generation=00 size_bytes=0010; do must_fail 'ERANGE\|EINVAL' genl refused 1 2-$kind; done
+	must_fail 'ENOTSUP the driver does not have' genl refused 1 2-features=01000080
+	must_fail 'EINVAL the heartbeat has' genl refused 1 2-heartbeat_ms=e8030000
+	expect "$(genl status 1)" 'netblk-1 disconnected size=67108864 protocol=1 reconnects=0' "the device after all that"
+	expect "$(ss -Htn state established dport = 10809 | wc -l)" 1 "connections: the first device's"
+}
+K17_nonsense() {
+	serve 10809 "$scratch/disk" 64; load; genl add size_mb=64 > /dev/null
+	must_fail 'ENODEV there is no device' genl status 5
+	must_fail 'ENODEV there is no device' genl remove 5
+	must_fail 'ENODEV there is no device' genl disconnect 1000
+	must_fail 'ERANGE' genl status 1024
+	must_fail 'ERANGE' genl status -1
+	must_fail 'EINVAL the number of the device is missing' genl raw status
+	must_fail 'EINVAL the number of the device is missing' genl raw remove
+	must_fail 'EINVAL the number of the device is missing' genl raw connect
+	must_fail 'EINVAL the sockets are missing' genl raw connect 2=01000000 15=01000000
+	must_fail 'EINVAL\|ERANGE' genl raw status 2=01
+	must_fail 'EINVAL' genl raw status 2=01000000 99=00
+	must_fail 'EINVAL' genl raw status 2=01000000 4=7800
+	must_fail 'EINVAL\|ERANGE' genl raw add 4=7878
+	must_fail 'EINVAL an option is unknown' genl add colour=red
+	must_fail 'EINVAL an option is unknown' genl add size_mb=0
+	must_fail 'EEXIST this number is in use' genl add number=1
+	must_fail 'ENOTSUP' genl raw 99
+	must_fail 'ENOTSUP' genl raw event
+	expect "$(devices)" 'netblk netblk-1 ' devices
+	# nothing without the capability
+	for command in 'status 0' 'add size_mb=1' 'remove 1' 'disconnect 0' list; do
+		must_fail 'EPERM' setpriv --reuid 65534 --clear-groups --bounding-set -all --inh-caps -all python3 "$vm/genl.py" $command
+	done
+	expect "$(state)" connected state
+	local n; for n in $(seq "${ROUNDS:-60}"); do
+		genl raw $((RANDOM % 8)) $((RANDOM % 30))=$(head -c $((RANDOM % 40)) /dev/urandom | od -An -v -tx1 | tr -d ' \n') \
+			$((RANDOM % 30))=$(head -c $((RANDOM % 9)) /dev/urandom | od -An -v -tx1 | tr -d ' \n') > /dev/null || true
+	done
+}
+# a reply in excess of what was asked for, a silent server: on a handed-over socket as on the driver's own
+hostile_giver() {
+	hostile 10811 "$scratch/disk" 64 silent; load server_port=9; genl add size_mb=64 io_timeout_ms=500 dead_time_ms=1000 > /dev/null
+	genl handover 1 127.0.0.1 10811 > /dev/null
+	reader /dev/netblk-1 && fail "a read from a silent server"
+	genl remove 1
+}
+commander() { while :; do for n in 1 2; do genl add number=$n size_mb=8; genl handover $n 127.0.0.1 10809; genl status $n; genl disconnect $n; genl remove $n; done; genl list; done > /dev/null 2>&1; }
+watcher() { while :; do genl watch 5 100; done > /dev/null 2>&1; }
+user() { while :; do for n in 1 2; do dd if=/dev/netblk-$n of=/dev/null bs=64k count=8 iflag=direct; cat /sys/block/netblk-$n/* /sys/block/netblk-$n/statistics/*; done; done > /dev/null 2>&1; }
+K5_storm() {
+	serve 10809 "$scratch/disk" 100; load dead_time_ms=1000
+	local worker; for worker in commander watcher user commander user; do background $worker; done
+	sleep "${ROUNDS:-6}"
+	[ "$(dmesg | grep -c 'netblk-[12]: was handed a connection')" -gt 3 ] || fail "the storm hardly handed anything over"
+	expect "$(genl status 0 | cut -d' ' -f2)" connected state
+}
+K9_unload() {
+	serve 10809 "$scratch/disk" 100
+	background commander; background watcher; background commander
+	local n i done=0
+	for n in $(seq "${ROUNDS:-6}"); do
+		load; sleep 0.$((RANDOM % 9))
+		for i in $(seq 1000); do rmmod net_block_driver 2>/dev/null && { done=$((done+1)); break; }; sleep 0.01; done
+	done
+	expect "$done" "${ROUNDS:-6}" unloads
+	must_fail 'ENOENT' genl list
+}
+t genl-commands commands
+t genl-hand-over hand_over
+t genl-hand-over-under-a-mount mounted
+t K22-nobody-hands-over-again K22_no_helper
+t K17-hand-overs-that-are-refused K17_refused
+t K17-nonsense-by-netlink K17_nonsense
+t hand-over-of-a-silent-server hostile_giver
+t K5-storm-of-commands K5_storm
+t K9-unload-under-commands K9_unload
+finish
