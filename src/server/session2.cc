@@ -248,9 +248,10 @@ coro::Task<bool> Session2::greet(const proto::Hello2& hello) {
   }
   std::shared_ptr<Export> wanted = exports_.find(hello.export_name);
   if (wanted == nullptr) {
-    co_await refuse(NETBLK2_ENOENT, hello.export_name.empty()
-                                        ? std::string("nothing is exported")
-                                        : fmt::format("there is no export '{}'", hello.export_name));
+    // Into a local: g++ 12 destroys a temporary of ?: twice where it is an argument of what is awaited.
+    std::string why = "nothing is exported";
+    if (!hello.export_name.empty()) why = fmt::format("there is no export '{}'", hello.export_name);
+    co_await refuse(NETBLK2_ENOENT, std::move(why));
     co_return false;
   }
   if (const std::string why = enter(wanted); !why.empty()) {
