@@ -9,18 +9,24 @@
 #include "base/parse.h"
 #include "command_line.h"
 #include "netblk_attach.h"
+#include "netblk_bench.h"
+#include "netblk_copy.h"
 #include "netblk_driver.h"
 #include "netblk_info.h"
 #include "netblk_state.h"
 #include "netblk_status.h"
 #include "netblk_uri.h"
 #include "netblk_version.h"
+#include "protocol/netblk_wire.h"
 
 namespace netblk::tools {
 namespace {
 
 constexpr double kMaxTimeoutSeconds = 3600;
 constexpr uint64_t kAskTimeoutMs = 5000;
+constexpr double kCopyTimeoutSeconds = 120;
+constexpr double kMaxBenchSeconds = 86400;
+constexpr unsigned kMaxConnections = NETBLK2_MAX_CONNECTIONS;
 
 struct Arguments {
   std::string uri;
@@ -31,6 +37,8 @@ struct Arguments {
   bool force = false;
   bool json = false;
   std::string device;
+  CopyArguments copy;
+  BenchArguments bench;
 };
 
 int attach(const Arguments& arguments) {
@@ -147,6 +155,40 @@ int run(int argc, char** argv) {
   list_command->add_option("URI", arguments.uri, "netblk://HOST[:10809]")->required();
   list_command->add_flag("--json", arguments.json, "For programs: a list of objects");
 
+  CLI::App* const bench_command = app.add_subcommand("bench", "Measure a disk: requests a second, MiB/s, latencies");
+  bench_command->add_option("TARGET", arguments.bench.target, "netblk://HOST[:10809][/EXPORT], a block device or a file")
+      ->required();
+  bench_command->add_option("--rw", arguments.bench.rw, "read, write, randread, randwrite, or randrw (half and half)")
+      ->check(CLI::IsMember({"read", "write", "randread", "randwrite", "randrw"}))
+      ->capture_default_str();
+  bench_command->add_option("--bs", arguments.bench.block_size, "Bytes of one request, or with K or M")->capture_default_str();
+  bench_command->add_option("--depth", arguments.bench.depth, "Requests in flight on each connection")
+      ->check(CLI::Range(1u, unsigned{NETBLK2_MAX_SLOTS}))
+      ->capture_default_str();
+  bench_command->add_option("--connections", arguments.bench.connections, "Connections to the server")
+      ->check(CLI::Range(1u, kMaxConnections))
+      ->capture_default_str();
+  bench_command->add_option("--seconds", arguments.bench.seconds, "How long to measure")
+      ->check(CLI::Range(0.1, kMaxBenchSeconds))
+      ->capture_default_str();
+  bench_command->add_flag("--yes", arguments.bench.yes, "Write though the disk holds data, which is destroyed");
+  bench_command->add_flag("--json", arguments.bench.json, "For programs: an object");
+
+  CLI::App* const copy_command = app.add_subcommand("copy", "Copy a disk; the status is 0 only when the copy is safe");
+  copy_command->add_option("SRC", arguments.copy.source, "A file, a block device, netblk://HOST[:10809][/EXPORT], or - (stdin)")
+      ->required();
+  copy_command->add_option("DST", arguments.copy.target, "The same; - is stdout. A file that is not there is made")->required();
+  copy_command->add_flag("--resume", arguments.copy.resume, "Go on where an unfinished copy of the same disk stopped");
+  copy_command->add_flag("--force", arguments.copy.force,
+                         "Also to a file that another process uses, to an export that another client writes, to a file "
+                         "that must grow");
+  copy_command->add_option("--connections", arguments.copy.connections, "Connections to each server")
+      ->check(CLI::Range(1u, kMaxConnections))
+      ->capture_default_str();
+  copy_command
+      ->add_option("--timeout", arguments.timeout_s, "Seconds without a server after which the copy fails (default 120)")
+      ->check(CLI::Range(0.001, kMaxTimeoutSeconds));
+
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& shown) {
@@ -156,6 +198,12 @@ int run(int argc, char** argv) {
   }
   if (attach_command->parsed()) return attach(arguments);
   if (detach_command->parsed()) return detach(arguments);
+  if (bench_command->parsed()) return run_bench(arguments.bench);
+  if (copy_command->parsed()) {
+    const double timeout_s = arguments.timeout_s != 0 ? arguments.timeout_s : kCopyTimeoutSeconds;
+    arguments.copy.timeout_ms = static_cast<uint64_t>(std::llround(timeout_s * 1000));
+    return run_copy(arguments.copy);
+  }
   if (info_command->parsed()) return run_info(arguments.uri, arguments.json, kAskTimeoutMs);
   if (list_command->parsed()) return run_list(arguments.uri, arguments.json, kAskTimeoutMs);
   return status(arguments);

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// co_await of one request to a Device.
+#pragma once
+
+#include <coroutine>
+#include <cstddef>
+#include <cstdint>
+
+#include "block/device.h"
+#include "coro/ready_queue.h"
+#include "io/loop.h"
+
+namespace netblk::tools {
+
+// `const int error = co_await Asked(device, loop, command, offset, length, data);` on the thread of `loop`.
+class [[nodiscard]] Asked : private block::Request {
+ public:
+  Asked(block::Device& to, io::Loop& of, block::Command what, uint64_t at, uint64_t bytes, std::byte* buffer)
+      : Request([](block::Request& self) { static_cast<Asked&>(self).ended(); }), device_(to) {
+    loop = &of;
+    command = what;
+    offset = at;
+    length = bytes;
+    data = buffer;
+  }
+
+  bool await_ready() {
+    device_.submit(*this);
+    return ended_;
+  }
+  void await_suspend(std::coroutine_handle<> waiter) { resume_.waiter = waiter; }
+  int await_resume() const { return error; }
+
+ private:
+  struct Resume : coro::Runnable {
+    Resume() : Runnable([](Runnable& self) { static_cast<Resume&>(self).waiter.resume(); }) {}
+    std::coroutine_handle<> waiter;
+  };
+
+  // Perhaps from inside submit(): then nobody waits yet.
+  void ended() {
+    ended_ = true;
+    if (resume_.waiter) coro::ReadyQueue::current().push(resume_);
+  }
+
+  block::Device& device_;
+  bool ended_ = false;
+  Resume resume_;
+};
+
+}  // namespace netblk::tools
