@@ -96,7 +96,10 @@ void Loop::run(coro::Task<void> main) {
   coro::Scope scope;
   scope.spawn(run_and_stop(*this, std::move(main)));
   for (;;) {
-    for (int round = 0; round < kRoundsPerPoll && !ready_.empty(); ++round) ready_.run_batch();
+    for (int round = 0; round < kRoundsPerPoll && !ready_.empty(); ++round) {
+      ++rounds_;
+      ready_.run_batch();
+    }
     take_posted();
     if (stopped_ && ready_.empty()) break;
     int64_t timeout_ms = fire_timers();

@@ -59,6 +59,8 @@ class Loop : public coro::Mailbox {
 
   const Clock& clock() const { return clock_; }
   uint64_t now_ms() const { return clock_.now_ms(); }
+  // Which round of ready work this is: what came in one receive runs in one round. Loop's thread only.
+  uint64_t round() const { return rounds_; }
 
   // The descriptor belongs to the result, which sets its O_NONBLOCK as its back end needs it.
   virtual std::unique_ptr<Stream> make_stream(UniqueFd fd) = 0;
@@ -90,6 +92,7 @@ class Loop : public coro::Mailbox {
   std::atomic<bool> sleeping_{false};
   std::atomic<unsigned> posters_{0};  // threads inside post()
   bool stopped_ = false;
+  uint64_t rounds_ = 0;
 };
 
 // The loop behind a mailbox. Rooms without I/O know a loop as its mailbox; every mailbox of this process is a loop.

@@ -89,8 +89,8 @@ coro::Task<Status> FileStore::keep_owners(coro::Mailbox& loop, std::vector<std::
 
 // --- The size -------------------------------------------------------------------------------------------------------
 
-void FileStore::look_at_size() {
-  const auto size = fd_size_bytes(home_.fd.get());
+void FileStore::look_at_size(bool cached) {
+  const auto size = fd_size_bytes(home_.fd.get(), cached);
   if (!size || size.value() == size_bytes()) return;
   log_info("{}: its size was {} and is now {}", home_.path, size_text(size_bytes()), size_text(size.value()));
   set_size_bytes(size.value());
@@ -99,28 +99,31 @@ void FileStore::look_at_size() {
 void FileStore::refresh_size() {
   if (!home_.fd.valid()) return;
   const std::lock_guard lock(size_mutex_);
-  look_at_size();
+  look_at_size(false);
 }
 
 Status FileStore::grow(uint64_t wanted_bytes) {
   if (!home_.fd.valid()) return Device::grow(wanted_bytes);
   const std::lock_guard lock(size_mutex_);
-  look_at_size();
+  look_at_size(false);
   if (size_bytes() >= wanted_bytes || geometry().read_only) return Ok{};
   if (auto grown = grow_file(home_.fd.get(), wanted_bytes, home_.path); !grown) return grown;
   if (home_.identity != nullptr) home_.identity->resized();
-  look_at_size();
+  look_at_size(false);
   return Ok{};
 }
 
-// A file that was cut must not grow again by a write that passed the edge before: asked of the file itself, but not
-// more than once in a millisecond, so that it costs a busy store nothing.
+// A file that was cut must not grow again by a write that passed the edge before: the file itself is asked, once for all
+// that one round of its loop brings, so that it costs a busy store next to nothing.
 bool FileStore::cut_off(const Request& request) {
   if (home_.fd.valid()) {
-    const uint64_t now_ms = io::loop_of(*request.loop).now_ms();
-    if (looked_at_ms_.load(std::memory_order_relaxed) != now_ms) {
-      looked_at_ms_.store(now_ms, std::memory_order_relaxed);
-      refresh_size();
+    const io::Loop& loop = io::loop_of(*request.loop);
+    // Rounds are a loop's own count; its address tells it from the others.
+    const uint64_t look = loop.round() ^ (reinterpret_cast<uintptr_t>(&loop) << 24);
+    if (last_look_.load(std::memory_order_relaxed) != look) {
+      last_look_.store(look, std::memory_order_relaxed);
+      const std::lock_guard lock(size_mutex_);
+      look_at_size(true);
     }
   }
   const uint64_t size = size_bytes();

@@ -89,7 +89,7 @@ class FileStore : public block::Device {
   static FileStore& of(const block::Request& request) { return static_cast<FileStore&>(*request.held.owner); }
   struct KeepOwners;
   io::File& file_for(uint64_t offset, uint64_t length, const std::byte* data) const;
-  void look_at_size();
+  void look_at_size(bool cached);
   bool cut_off(const block::Request& request);
   void wait_for_record(block::Request& request);
   void record_done(const Status& begun);
@@ -107,7 +107,7 @@ class FileStore : public block::Device {
   GroupSync sync_;
 
   std::mutex size_mutex_;  // of looking at the size and changing it
-  std::atomic<uint64_t> looked_at_ms_{0};
+  std::atomic<uint64_t> last_look_{0};  // by cut_off(): in which round of which loop
 
   // Changes that wait until the record says that the store is being written; newest first. A leaf.
   std::mutex unrecorded_mutex_;

@@ -65,7 +65,7 @@ class FdMedium final : public Medium {
     struct statx status {};
     if (::statx(fd_, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_BTIME, &status) != 0)
       return make_error(errno, "cannot stat it: {}", errno_text(errno));
-    auto size = fd_size_bytes(fd_);
+    auto size = fd_size_bytes(fd_, false);
     if (!size) return std::move(size).error();
     Seen seen;
     seen.size_bytes = size.value();
@@ -98,11 +98,13 @@ class FdMedium final : public Medium {
 
 std::unique_ptr<Medium> make_fd_medium(int fd) { return std::make_unique<FdMedium>(fd); }
 
-Result<uint64_t> fd_size_bytes(int fd) {
-  struct stat status;
-  if (::fstat(fd, &status) != 0) return make_error(errno, "cannot stat it: {}", errno_text(errno));
-  uint64_t size = static_cast<uint64_t>(std::max<off_t>(status.st_size, 0));
-  if (S_ISBLK(status.st_mode) && ::ioctl(fd, BLKGETSIZE64, &size) != 0)
+Result<uint64_t> fd_size_bytes(int fd, bool cached) {
+  struct statx status {};
+  const int flags = AT_EMPTY_PATH | (cached ? AT_STATX_DONT_SYNC : AT_STATX_SYNC_AS_STAT);
+  if (::statx(fd, "", flags, STATX_TYPE | STATX_SIZE, &status) != 0)
+    return make_error(errno, "cannot stat it: {}", errno_text(errno));
+  uint64_t size = status.stx_size;
+  if (S_ISBLK(status.stx_mode) && ::ioctl(fd, BLKGETSIZE64, &size) != 0)
     return make_error(errno, "cannot read its size: {}", errno_text(errno));
   size = std::min(size, limits::kMaxDeviceBytes);
   return size - size % limits::kSectorBytes;

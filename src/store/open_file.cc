@@ -92,7 +92,7 @@ Result<uint64_t> size_of(int fd, const FileOptions& options) {
   // A block device is as large as it is for readers too.
   if (!options.read_only || S_ISBLK(status.st_mode))
     if (auto grown = grow_file(fd, options.size_bytes, options.path); !grown) return std::move(grown).error();
-  auto size = fd_size_bytes(fd);
+  auto size = fd_size_bytes(fd, false);
   if (!size) return make_error(size.error().code, "{}: {}", options.path, size.error().message);
   if (size.value() == 0)
     return make_error(ENODATA, "{} is empty: give a size, as in file:{}?size=100M", options.path, options.path);
@@ -162,7 +162,7 @@ Status grow_file(int fd, uint64_t size_bytes, const std::string& path) {
   struct stat status;
   if (::fstat(fd, &status) != 0) return make_error(errno, "cannot stat {}: {}", path, errno_text(errno));
   if (S_ISBLK(status.st_mode)) {
-    auto size = fd_size_bytes(fd);
+    auto size = fd_size_bytes(fd, false);
     if (!size) return make_error(size.error().code, "{}: {}", path, size.error().message);
     if (size_bytes > size.value())
       return make_error(ENOSPC, "{} is a block device of {}, smaller than the {} asked for", path,
