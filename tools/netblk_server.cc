@@ -33,6 +33,7 @@ struct Arguments {
   std::vector<std::string> listens;
   std::string config_path;
   std::vector<std::string> config_listens;
+  std::string config_state_dir;
   std::string state_dir;
   std::string io = "auto";
   unsigned threads = 0;
@@ -112,6 +113,7 @@ int serve(const Arguments& arguments, const server::Config& config) {
   options.shard.prepare_socket = transport::tune_tcp;
   options.config_path = arguments.config_path;
   options.config_listens = arguments.config_listens;
+  options.config_state_dir = arguments.config_state_dir;
   // A starting server waits for one that is still stopping; a running one does not wait for a file at a reload.
   uint64_t lock_wait_ms = limits::kStoreLockWaitMs;
   const auto open = [&](const std::string& store, bool read_only) {
@@ -193,6 +195,7 @@ int run(int argc, char** argv) {
     if (!read) return fail(kFailed, read.error().message);
     config = std::move(read).value();
     arguments.config_listens = server::listen_uris(config);
+    arguments.config_state_dir = config.state_dir;
     if (arguments.state_dir.empty()) arguments.state_dir = config.state_dir;
   }
   auto given = from_options(arguments);

@@ -156,6 +156,26 @@ Result<ExportConfig> parse_export(std::string_view text) {
   return config;
 }
 
+SizedStore split_size(std::string_view store) {
+  SizedStore found{.rest = std::string(store.substr(0, store.find('?'))), .size_bytes = 0};
+  if (const size_t query = store.find('?'); query != std::string_view::npos) {
+    char separator = '?';
+    for (const std::string_view option : split(store.substr(query + 1), '&')) {
+      if (option.starts_with("size=")) {
+        const auto size = parse_size(option.substr(5));
+        // Whoever opens it says what is wrong.
+        if (!size || *size == 0 || *size % limits::kSectorBytes != 0) return {std::string(store), 0};
+        found.size_bytes = *size;
+        continue;
+      }
+      found.rest += separator;
+      found.rest += option;
+      separator = '&';
+    }
+  }
+  return found;
+}
+
 Result<ListenConfig> parse_listen(std::string_view text) {
   if (!text.starts_with(kScheme)) {
     const size_t end = text.find("://");

@@ -38,6 +38,13 @@ struct ExportConfig {
 // or after it with commas ("file:/srv/a.img?size=10G,ro,max-conns=4"). `allow` takes a list with commas.
 Result<ExportConfig> parse_export(std::string_view text);
 
+// A store's text without its option `size=`, and that size in bytes; 0: it names none.
+struct SizedStore {
+  std::string rest;
+  uint64_t size_bytes = 0;
+};
+SizedStore split_size(std::string_view store);
+
 struct ListenConfig {
   std::string uri;
   std::string host;  // empty: every address

@@ -31,6 +31,7 @@ std::string Export::enter(const io::Address& peer) {
 
 void Export::change_rules(const ExportConfig& config) {
   const std::lock_guard lock(mutex_);
+  config_.store = config.store;
   config_.allow = config.allow;
   config_.max_connections = config.max_connections;
 }

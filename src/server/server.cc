@@ -19,6 +19,7 @@ namespace netblk::server {
 namespace {
 
 constexpr uint64_t kAcceptRetryMs = 100;
+constexpr uint64_t kSizePeriodMs = 1'000;
 constexpr uint64_t kReopenWaitMs = 10'000;
 constexpr uint64_t kReopenPollMs = 50;
 
@@ -136,13 +137,34 @@ coro::Task<void> Server::main_task(std::function<void()> on_drained) {
   co_await scope.join();
 }
 
+// Stores that were resized below the server are noticed within about a second.
+struct Server::SizeWatch : io::Timer {
+  explicit SizeWatch(Server& owner)
+      : Timer(owner.shards_[0]->loop(), [](coro::Runnable& self) { static_cast<SizeWatch&>(self).look(); }),
+        server(owner) {
+    arm(server.clock_.now_ms() + kSizePeriodMs);
+  }
+  void look() {
+    server.look_at_sizes();
+    arm(server.clock_.now_ms() + kSizePeriodMs);
+  }
+  Server& server;
+};
+
+void Server::look_at_sizes() {
+  for (const auto& entry : exports_.all())
+    if (entry != nullptr) entry->device().refresh_size();
+}
+
 coro::Task<void> Server::control_task() {
   coro::Scope scope;
+  const auto size_watch = std::make_unique<SizeWatch>(*this);
   for (Bound& bound : bound_) {
     bound.listener = shards_[0]->loop().make_listener(std::move(bound.fd));
     scope.spawn(accept_loop(bound));
   }
   co_await obey_signals();
+  size_watch->cancel();
   log_info("stopping: {} connections to drain", connections_.load(std::memory_order_relaxed));
   stopping_ = true;
   for (Bound& bound : bound_) bound.listener->shutdown();
@@ -230,6 +252,7 @@ coro::Task<void> Server::obey_signals() {
 // Whatever can be opened is opened before anything changes, so that a bad configuration changes nothing. Only a store
 // whose file is held by the export that it replaces waits until the last session of that one has gone.
 coro::Task<void> Server::reload() {
+  look_at_sizes();
   if (options_.config_path.empty()) {
     log_warning("SIGHUP: nothing to reload, the server was started without --config");
     co_return;
@@ -246,7 +269,8 @@ coro::Task<void> Server::reload() {
   std::vector<size_t> later;
   for (size_t i = 0; i < wanted.size(); ++i) {
     const auto same = std::find_if(old.begin(), old.end(), [&](const std::shared_ptr<Export>& had) {
-      return had != nullptr && had->config().name == wanted[i].name && had->config().store == wanted[i].store &&
+      return had != nullptr && had->config().name == wanted[i].name &&
+             split_size(had->config().store).rest == split_size(wanted[i].store).rest &&
              had->config().read_only == wanted[i].read_only;
     });
     if (same != old.end()) {
@@ -264,12 +288,23 @@ coro::Task<void> Server::reload() {
     }
   }
 
+  // A store of which only `size=` has changed stays open: it grows, and is never shrunk.
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    if (next[i] == nullptr || next[i]->config().store == wanted[i].store) continue;
+    if (auto grown = next[i]->device().grow(split_size(wanted[i].store).size_bytes); !grown) {
+      log_error("SIGHUP: export '{}': {}; the configuration stays as it was", wanted[i].name, grown.error().message);
+      co_return;
+    }
+  }
+
   // From here on the new configuration holds.
   if (old_first != wanted.front().name)
     log_warning("SIGHUP: the first export was '{}' and is now '{}': netblk/1 clients that connect get another disk",
                 old_first, wanted.front().name);
   if (listen_uris(config.value()) != options_.config_listens)
     log_warning("SIGHUP: listen has changed: that takes a restart");
+  if (config.value().state_dir != options_.config_state_dir)
+    log_warning("SIGHUP: state-dir has changed: that takes a restart");
   first_name_ = wanted.front().name;
   for (size_t i = 0; i < wanted.size(); ++i)
     if (next[i] != nullptr) next[i]->change_rules(wanted[i]);

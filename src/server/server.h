@@ -27,6 +27,7 @@ struct ServerOptions {
   std::string config_path;
   // What its `listen` said at the start: a reload that finds another says that it takes a restart.
   std::vector<std::string> config_listens;
+  std::string config_state_dir;  // and its `state-dir`
 };
 
 class Server {
@@ -55,6 +56,7 @@ class Server {
     io::Address address;
     std::unique_ptr<io::Listener> listener;  // while it runs
   };
+  struct SizeWatch;
 
   Result<std::shared_ptr<Export>> open_export(const ExportConfig& config);
   coro::Task<void> main_task(std::function<void()> on_drained);
@@ -62,6 +64,7 @@ class Server {
   coro::Task<void> accept_loop(Bound& bound);
   coro::Task<void> obey_signals();
   coro::Task<void> reload();
+  void look_at_sizes();
   void wait_for_signals();
   void got_signal(int number);
   void adopt(int fd);
