@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "compat"))
+import netblk2
 import serverproc
 import suite
 from netblk1 import ERROR, WRITE, request
@@ -72,6 +73,14 @@ def moved(image, before, what, by=1):
     check_eq(now[1], before[1] + by, f"{what}: the counter")
 
 
+def told(server):
+    """What a client of netblk/2 hears: (uuid, counter)."""
+    with netblk2.Conn(server.port) as c:
+        welcome = c.greet(netblk2.Hello(flags=netblk2.H_INFO, client_id=netblk2.new_id()), session=False)
+        check_eq(welcome.status, netblk2.OK, f"status of the welcome: {welcome.text()}")
+        return welcome.store_uuid.hex(), welcome.generation
+
+
 # ---- what keeps it
 
 @test
@@ -111,6 +120,23 @@ def test_kill_9_of_a_server_that_wrote_nothing_keeps_the_generation(t):
         path.unlink()  # even over a reboot
     start(t, 1, s.path).stop()
     check_eq(generation(s.path), before, "the generation")
+
+
+@test
+def test_clients_are_told_what_is_written_down(t):
+    s = start(t, 1)
+    check_eq(told(s), generation(s.path), "the generation of a new store")
+    write(s)
+    s.stop()
+    os.utime(s.path)
+    s = start(t, 1, s.path)
+    check_eq(told(s), generation(s.path), "the generation after it moved")
+    check_eq(told(s)[1], 2, "the counter")
+    kill_9(s)
+    memory = start_export(t, "a=mem:1M", port=s.port)
+    first = told(memory)
+    memory.stop()
+    check(told(start_export(t, "a=mem:1M", port=s.port))[0] != first[0], "mem: has the uuid of another process")
 
 
 @test

@@ -109,6 +109,29 @@ TEST_F(Filter, DelayedRequestsWaitSideBySide) {
   for (size_t i = 0; i < 50; ++i) EXPECT_EQ(std::to_integer<size_t>(read(*device, i * 512, 1)[0]), i + 1);
 }
 
+TEST_F(Filter, OnlyReadonlyLetsReadsPassByItself) {
+  const auto opened = [](int fd) {
+    struct WithDescriptor : Device {
+      explicit WithDescriptor(int number) : Device({.size_bytes = kSize}), fd(number) {}
+      int read_fd() const override { return fd; }
+      void start(block::Request&, block::Completion completion) override { std::move(completion).finish(0); }
+      int fd;
+    };
+    return std::make_unique<WithDescriptor>(fd);
+  };
+  EXPECT_EQ(memory()->read_fd(), -1);
+  EXPECT_EQ(make_readonly_filter(opened(77))->read_fd(), 77);
+  EXPECT_EQ(make_delay_filter(opened(77), 1)->read_fd(), -1);
+  EXPECT_EQ(make_fault_filter(opened(77), {})->read_fd(), -1);
+}
+
+TEST_F(Filter, WhatHasItsSizeForGoodSaysSo) {
+  const auto device = make_delay_filter(memory(), 1);
+  EXPECT_EQ(device->grow(2 * kSize).error().code, EOPNOTSUPP);
+  EXPECT_TRUE(device->grow(kSize).ok());
+  EXPECT_EQ(device->size_bytes(), kSize);
+}
+
 TEST_F(Filter, DelayOfNothingStillGoesThroughTheQueue) {
   const auto device = make_delay_filter(memory(), 0);
   EXPECT_EQ(simple(*device, Command::kWrite, 0, 512, 9), 0);
