@@ -105,13 +105,9 @@ using Script = std::function<void(Peer&)>;
 class ScriptedServer {
  public:
   explicit ScriptedServer(std::vector<Script> scripts) : scripts_(std::move(scripts)) {}
-  ~ScriptedServer() { settle(); }
-
-  // Until every script has ended: the clients are gone.
-  void settle() {
+  ~ScriptedServer() {
     const std::lock_guard lock(mutex_);
     for (std::thread& thread : threads_) thread.join();
-    threads_.clear();
   }
 
   Connect connector() {

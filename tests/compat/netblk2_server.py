@@ -3,7 +3,7 @@
 """An independent netblk/2 server, written to protocol/netblk.md alone. A thread for each connection; clarity before speed.
 
     netblk2_server.py PORT FILE SIZE_MB
-    netblk2_server.py --export NAME=file:PATH[?size=16M][&delay-ms=N][&ro] --listen netblk://HOST:PORT
+    netblk2_server.py --export NAME=file:PATH[?size=16M][&delay-ms=N][&ro][&fault=read] --listen netblk://HOST:PORT
 
 Beside each FILE lies FILE.netblk2 with its uuid and owners. netblk/1 is answered by netblk1.py's code. The environment
 variable NETBLK2_BUG plants one named fault (see BUGS): test_can_fail2.py proves with it that the suites notice them.
@@ -16,6 +16,7 @@ import signal
 import socket
 import struct
 import sys
+import tempfile
 import threading
 import time
 
@@ -33,7 +34,7 @@ BUGS = {
     "owner-not-durable", "adopts-any-generation", "released-adopted", "foreign-client", "feature-unoffered",
     "mandatory-ignored", "no-heartbeat", "silent-peer-kept", "session-dies-with-peer", "no-resize", "goodbye-in-a-hurry",
     "end-session-ignored", "cookie-lost", "over-max-served", "einval-closes", "refused-payload-not-drained", "flag-ignored",
-    "type-ignored", "compressed-larger", "bad-compression-applied", "compression-unbidden", "epoch-zeroed", "welcome-crc",
+    "type-ignored", "compressed-larger", "bad-compression-applied", "compression-unbidden", "welcome-crc",
     "list-repeats", "info-makes-session", "ride-along-dropped", "slow-hello-kept", "version-1-refused", "write-lost",
     "read-only-writes", "same-client-twice", "in-order-only", "hello-flags-ignored", "truncated-applied",
 }
@@ -52,8 +53,8 @@ class Session:
 
 
 class Export:
-    def __init__(self, name, path, size, bug, delay=0.0, read_only=False):
-        self.name, self.bug, self.delay, self.read_only = name, bug, delay, read_only
+    def __init__(self, name, path, size, bug, delay=0.0, read_only=False, fault=""):
+        self.name, self.bug, self.delay, self.read_only, self.fault = name, bug, delay, read_only, fault
         self.path = path
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         os.ftruncate(self.fd, max(os.fstat(self.fd).st_size, size))
@@ -165,6 +166,8 @@ class Export:
     # ---- the store
 
     def run(self, type_, flags, offset, length, data):
+        if self.fault == {READ: "read", FLUSH: "flush"}.get(type_, "none"):
+            return EIO, b""
         with self.store:
             try:
                 if type_ == READ:
@@ -250,8 +253,8 @@ class Conn2:
     def answer(self, hello):
         exports = self.server.exports
         session_wanted = not hello.flags & (H_INFO | H_LIST)
-        if hello.flags & H_INFO and hello.flags & H_LIST or session_wanted and hello.client_id == ID0:
-            self.refuse(EPROTO, "INFO and LIST together, or no client id")
+        if hello.flags & H_INFO and hello.flags & H_LIST or session_wanted and (hello.client_id == ID0 or hello.epoch == 0):
+            self.refuse(EPROTO, "INFO and LIST together, or no client id, or no epoch")
             return False
         if hello.connection >= CONNECTIONS:
             self.refuse(EPROTO, "there is no such connection")
@@ -279,7 +282,7 @@ class Conn2:
             self.refuse(ESHUTDOWN, "the server stops")
             return False
         read_only = export.read_only or (session_wanted and not hello.flags & H_WRITE)
-        w = Welcome(OK, W_READ_ONLY if read_only else 0, CONNECTIONS, ID0, export.uuid, export.counter, export.size(), 512, 4096,
+        w = Welcome(OK, W_TRIM | (W_READ_ONLY if read_only else 0), CONNECTIONS, ID0, export.uuid, export.counter, export.size(), 512, 4096,
                     PAYLOAD, min(max(hello.slots, 16), SLOTS), features)
         if session_wanted or self.bug == "info-makes-session":
             status, text, session, flag = export.admit(hello, self)
@@ -295,6 +298,7 @@ class Conn2:
         if self.bug == "welcome-crc":
             whole = whole[:12] + bytes(4) + whole[16:]
         self.features = {f.number: f.value for f in features}
+        self.told = w.size_bytes
         self.send(whole)
         return session_wanted
 
@@ -311,7 +315,7 @@ class Conn2:
                     return
 
     def push_sizes(self):
-        size = self.export.size()
+        size = self.told
         while self.open:
             time.sleep(0.2)
             now = self.export.size()
@@ -419,8 +423,8 @@ class Conn2:
             self.running += 1
 
         def work():
-            if export.delay:
-                time.sleep(export.delay * (0.25 if type_ == READ else 1))
+            if export.delay and type_ != NOP:
+                time.sleep(export.delay)
             status = self.refused(type_, offset, length)
             data = b""
             if not status and type_ != NOP:
@@ -489,13 +493,22 @@ class Server(netblk1.Server):
             conn.serve()
         except (Violation, TimeoutError) as e:
             print(f"closed: {e}", file=sys.stderr, flush=True)
+        finally:
             if conn.session:
                 # What came whole before is answered.
                 with conn.export.lock:
                     while conn.running and not conn.fenced:
                         conn.export.lock.wait()
-        finally:
             conn.leave()
+
+    def drop_all(self):
+        """A stop: nothing more is read; what was accepted is answered."""
+        with self.lock:
+            for sock in self.connections:
+                try:
+                    sock.shutdown(socket.SHUT_RD)
+                except OSError:
+                    pass
 
     def in_range(self, sector, length):
         self.size = self.exports[0].size()
@@ -517,8 +530,11 @@ def main():
             name, store = args[1].split("=", 1)
             path, _, query = store.removeprefix("file:").partition("?")
             options = dict((o.split("=", 1) + [""])[:2] for o in query.split("&") if o)
+            if path.startswith("mem:"):
+                options["size"] = path.removeprefix("mem:")
+                path = os.path.join(tempfile.mkdtemp(prefix="netblk2-"), "memory")
             exports.append(Export(name, path, parse_size(options.get("size", "0")), bug,
-                                  int(options.get("delay-ms", "0")) / 1000, "ro" in options))
+                                  int(options.get("delay-ms", "0")) / 1000, "ro" in options, options.get("fault", "")))
         elif args[0] == "--listen":
             host, port = re.fullmatch(r"netblk://(.*):(\d+)", args[1]).groups()
         elif not args[0].startswith("--"):
