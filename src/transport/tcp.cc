@@ -12,6 +12,9 @@
 #include <algorithm>
 #include <cerrno>
 #include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
 
 namespace netblk::transport {
 namespace {
@@ -62,28 +65,63 @@ Error listen_error(const std::string& host, uint16_t port, const Error& cause) {
                     cause.message, advice);
 }
 
-Result<io::UniqueFd> connect_to(const addrinfo& entry, uint64_t timeout_ms) {
-  io::UniqueFd fd(::socket(entry.ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!fd.valid()) return make_error(errno, "{}", errno_text(errno));
-  if (::connect(fd.get(), entry.ai_addr, entry.ai_addrlen) != 0) {
-    if (errno != EINPROGRESS) return make_error(errno, "{}", errno_text(errno));
-    pollfd waiting{.fd = fd.get(), .events = POLLOUT, .revents = 0};
-    const int ready = ::poll(&waiting, 1, static_cast<int>(std::min<uint64_t>(timeout_ms, 1u << 30)));
-    if (ready == 0) return make_error(ETIMEDOUT, "no answer within {} ms", timeout_ms);
-    if (ready < 0) return make_error(errno, "{}", errno_text(errno));
-    int error = 0;
-    socklen_t length = sizeof error;
-    (void)::getsockopt(fd.get(), SOL_SOCKET, SO_ERROR, &error, &length);
-    if (error != 0) return make_error(error, "{}", errno_text(error));
-  }
-  // A connect to a free port of the own host can meet itself when its own port is that one.
-  const auto local = io::local_address(fd.get());
-  const auto peer = io::peer_address(fd.get());
-  if (local && peer && local.value().port == peer.value().port && local.value().ip == peer.value().ip)
-    return make_error(ECONNREFUSED, "{}", errno_text(ECONNREFUSED));
-  tune_tcp(fd.get());
-  return fd;
+uint64_t now_ms() {
+  timespec now;
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<uint64_t>(now.tv_sec) * 1000 + static_cast<uint64_t>(now.tv_nsec) / 1'000'000;
 }
+
+// Addresses of a name are tried side by side, each this much after the one before: one that is silent costs no more.
+constexpr uint64_t kNextAddressMs = 250;
+
+class Attempts {
+ public:
+  // Begins with an address; what fails at once is noted.
+  void begin(const addrinfo& entry) {
+    io::UniqueFd fd(::socket(entry.ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    if (!fd.valid() || (::connect(fd.get(), entry.ai_addr, entry.ai_addrlen) != 0 && errno != EINPROGRESS)) {
+      note(errno);
+      return;
+    }
+    waiting_.push_back({.fd = fd.get(), .events = POLLOUT, .revents = 0});
+    owned_.push_back(std::move(fd));
+  }
+  bool empty() const { return waiting_.empty(); }
+
+  // The first that is connected; none: the time is over, or one failed.
+  std::optional<io::UniqueFd> wait(uint64_t timeout_ms) {
+    const int ready = ::poll(waiting_.data(), waiting_.size(), static_cast<int>(std::min<uint64_t>(timeout_ms, 1u << 30)));
+    if (ready < 0 && errno != EINTR) note(errno);
+    for (size_t i = 0; ready > 0 && i < waiting_.size();) {
+      if (waiting_[i].revents == 0) {
+        ++i;
+        continue;
+      }
+      io::UniqueFd fd = std::move(owned_[i]);
+      owned_.erase(owned_.begin() + static_cast<std::ptrdiff_t>(i));
+      waiting_.erase(waiting_.begin() + static_cast<std::ptrdiff_t>(i));
+      int error = 0;
+      socklen_t length = sizeof error;
+      (void)::getsockopt(fd.get(), SOL_SOCKET, SO_ERROR, &error, &length);
+      // A connect to a free port of the own host can meet itself when its own port is that one.
+      const auto local = io::local_address(fd.get());
+      const auto peer = io::peer_address(fd.get());
+      if (local && peer && local.value().port == peer.value().port && local.value().ip == peer.value().ip)
+        error = ECONNREFUSED;
+      if (error == 0) return fd;
+      note(error);
+    }
+    return std::nullopt;
+  }
+
+  void note(int error) { last_ = make_error(error, "{}", errno_text(error)); }
+  const std::optional<Error>& last() const { return last_; }
+
+ private:
+  std::vector<pollfd> waiting_;
+  std::vector<io::UniqueFd> owned_;  // of the same places
+  std::optional<Error> last_;
+};
 
 }  // namespace
 
@@ -117,14 +155,30 @@ Result<io::UniqueFd> tcp_listen(const std::string& host, uint16_t port) {
 }
 
 Result<io::UniqueFd> tcp_connect(const std::string& host, uint16_t port, uint64_t timeout_ms) {
+  const uint64_t give_up_at = now_ms() + timeout_ms;
   auto list = resolve(host, port, 0);
   if (!list) return std::move(list).error();
-  Error last{EHOSTUNREACH, "the name has no address"};
-  for (const addrinfo* entry = list.value().get(); entry != nullptr; entry = entry->ai_next) {
-    auto fd = connect_to(*entry, timeout_ms);
-    if (fd) return fd;
-    last = std::move(fd).error();
+  Attempts attempts;
+  const addrinfo* next = list.value().get();
+  uint64_t next_at = 0;
+  for (;;) {
+    const uint64_t now = now_ms();
+    if (next != nullptr && (now >= next_at || attempts.empty())) {
+      attempts.begin(*next);
+      next = next->ai_next;
+      next_at = now + kNextAddressMs;
+      continue;
+    }
+    if (attempts.empty() || now >= give_up_at) break;
+    const uint64_t until = next != nullptr ? std::min(next_at, give_up_at) : give_up_at;
+    auto connected = attempts.wait(until - now);
+    if (!connected) continue;
+    tune_tcp(connected->get());
+    return std::move(*connected);
   }
+  if (!attempts.empty())
+    return make_error(ETIMEDOUT, "cannot connect to {} port {}: no answer within {} ms", host, port, timeout_ms);
+  const Error last = attempts.last().value_or(Error{EHOSTUNREACH, "the name has no address"});
   return make_error(last.code, "cannot connect to {} port {}: {}", host, port, last.message);
 }
 

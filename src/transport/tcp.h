@@ -16,7 +16,8 @@ namespace netblk::transport {
 // Errors name the host, the port and what to do.
 Result<io::UniqueFd> tcp_listen(const std::string& host, uint16_t port);
 
-// Blocking, with a limit for each address that the name has.
+// Blocking, with a limit for all the addresses that the name has together; the resolver has its own.
+// They are tried a quarter of a second apart, side by side.
 Result<io::UniqueFd> tcp_connect(const std::string& host, uint16_t port, uint64_t timeout_ms);
 
 // Small messages go out at once; a silent dead peer is noticed within about two minutes.
