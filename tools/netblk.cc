@@ -2,20 +2,13 @@
 // netblk: attaches, detaches and shows disks of netblk servers (DESIGN 5).
 #include <CLI/CLI.hpp>
 #include <cmath>
-#include <optional>
 #include <string>
 
-#include "base/limits.h"
-#include "base/parse.h"
 #include "command_line.h"
-#include "netblk_attach.h"
 #include "netblk_bench.h"
 #include "netblk_copy.h"
-#include "netblk_driver.h"
+#include "netblk_disks.h"
 #include "netblk_info.h"
-#include "netblk_state.h"
-#include "netblk_status.h"
-#include "netblk_uri.h"
 #include "netblk_version.h"
 #include "protocol/netblk_wire.h"
 
@@ -29,93 +22,15 @@ constexpr double kMaxBenchSeconds = 86400;
 constexpr unsigned kMaxConnections = NETBLK2_MAX_CONNECTIONS;
 
 struct Arguments {
+  AttachArguments attach;
   std::string uri;
-  std::string size;
-  std::string via = "auto";
   double timeout_s = 0;  // 0: not given
-  bool read_only = false;
   bool force = false;
   bool json = false;
   std::string device;
   CopyArguments copy;
   BenchArguments bench;
 };
-
-int attach(const Arguments& arguments) {
-  const auto uri = parse_server_uri(arguments.uri);
-  if (!uri) return fail(kMalformed, uri.error().message);
-  if (!uri.value().export_name.empty())
-    return fail(kMalformed, fmt::format("\"{}\": netblk/1 cannot name an export, it serves the server's first; leave "
-                                        "\"/{}\" out", arguments.uri, uri.value().export_name));
-  std::optional<uint64_t> size_bytes;
-  if (!arguments.size.empty()) {
-    size_bytes = parse_size(arguments.size);
-    if (!size_bytes || *size_bytes == 0 || *size_bytes % limits::kSectorBytes != 0)
-      return fail(kMalformed, fmt::format("--size {}: expected a positive multiple of 512, in bytes or with K, M, G or T",
-                                          arguments.size));
-  }
-  std::optional<uint64_t> timeout_ms;
-  if (arguments.timeout_s != 0) timeout_ms = static_cast<uint64_t>(std::llround(arguments.timeout_s * 1000));
-
-  const bool loaded = driver_is_loaded();
-  const bool by_driver = arguments.via == "netblk" || (arguments.via == "auto" && loaded);
-  if (arguments.via == "netblk" && !loaded)
-    return fail(kFailed, "--via netblk: the driver is not loaded (no /sys/block/netblk); insmod net_block_driver.ko, "
-                         "or use --via fuse");
-  if (arguments.via == "auto")
-    note(loaded ? "via netblk: the driver is loaded" : "via fuse: the driver is not loaded (no /sys/block/netblk)");
-
-  Result<std::string> node = std::string();
-  if (by_driver) {
-    node = driver_attach(uri.value(),
-                         {.size_bytes = size_bytes, .timeout_ms = timeout_ms, .read_only = arguments.read_only});
-  } else {
-    if (!size_bytes)
-      return fail(kMalformed, "attaching via fuse needs --size: netblk/1 does not tell the size of an export");
-    AttachOptions options{.size_bytes = *size_bytes, .read_only = arguments.read_only};
-    if (timeout_ms) options.timeout_ms = *timeout_ms;
-    node = fuse_attach(uri.value(), options);
-  }
-  if (!node) return fail(kFailed, node.error().message);
-  return print(node.value());
-}
-
-int detach_driver(const Arguments& arguments) {
-  Status written = Ok{};
-  const auto now = read_driver_state();
-  if (!arguments.force && now && now.value().state != "disconnected") {
-    const auto uses = uses_of(kDriverNode);
-    if (!uses.empty())
-      return fail(kFailed, fmt::format("{} is {}: unmount it first, or use --force", kDriverNode, uses.front()));
-    if (is_in_use(kDriverNode))
-      return fail(kFailed, fmt::format("{} is in use by another process or device: close it first, or use --force",
-                                       kDriverNode));
-    written = write_back(kDriverNode);
-  }
-  const auto done = driver_detach();
-  if (!done) return fail(kFailed, done.error().message);
-  if (!written) return fail(kFailed, written.error().message);
-  if (!done.value()) note(fmt::format("{} is not attached", kDriverNode));
-  return 0;
-}
-
-int detach(const Arguments& arguments) {
-  if (canonical_device(arguments.device) == kDriverNode) return detach_driver(arguments);
-  const auto done = fuse_detach(arguments.device, arguments.force);
-  if (!done) return fail(kFailed, done.error().message);
-  if (!done.value()) note(fmt::format("{} is not attached", arguments.device));
-  return 0;
-}
-
-int status(const Arguments& arguments) {
-  std::vector<StatusRow> rows = status_rows();
-  if (!arguments.device.empty()) {
-    const std::string wanted = canonical_device(arguments.device);
-    std::erase_if(rows, [&](const StatusRow& row) { return row.device != wanted; });
-    if (rows.empty()) return fail(kFailed, fmt::format("{} is not attached", arguments.device));
-  }
-  return print(arguments.json ? status_json(rows) : status_table(rows));
-}
 
 int run(int argc, char** argv) {
   Arguments arguments;
@@ -124,24 +39,33 @@ int run(int argc, char** argv) {
   app.require_subcommand(1);
   app.footer("Exit status: 0; 1: it failed, one line says why; 2: the arguments are malformed.");
 
-  CLI::App* const attach_command = app.add_subcommand("attach", "Attach a disk; prints its device node");
-  attach_command->add_option("URI", arguments.uri, "netblk://HOST[:10809]; netblk/1 serves the server's first export")
+  CLI::App* const attach_command =
+      app.add_subcommand("attach", "Attach a disk; prints its device node, once more when it is attached already");
+  attach_command
+      ->add_option("URI", arguments.attach.uri, "netblk://HOST[:10809][/EXPORT]; without a name the server's first")
       ->required();
-  attach_command->add_option("--size", arguments.size,
-                             "Size of the disk: bytes, or K, M, G, T (needed via fuse: netblk/1 does not tell it)");
-  attach_command->add_option("--via", arguments.via, "auto: the driver if it is loaded, else fuse with a loop device")
+  attach_command->add_option("--size", arguments.attach.size,
+                             "Size of the disk: bytes, or K, M, G, T (netblk/1 does not tell it; netblk/2 does)");
+  attach_command->add_option("--via", arguments.attach.via, "auto: the driver if it is loaded, else fuse with a loop device")
       ->check(CLI::IsMember({"auto", "netblk", "fuse"}))
       ->capture_default_str();
+  attach_command->add_option("--device", arguments.attach.device, "The driver's disk that it shall be: netblk-1, say");
+  attach_command->add_option("--name", arguments.attach.name, "A name that stays the same: /dev/netblk-by-name/NAME");
   attach_command
-      ->add_option("--timeout", arguments.timeout_s,
+      ->add_option("--timeout", arguments.attach.timeout_s,
                    "Seconds that one reply may take (default 5); after three times as long without any, requests "
-                   "fail with EIO")
+                   "fail with EIO (netblk/2: after 120 s, unless this is given)")
       ->check(CLI::Range(0.001, kMaxTimeoutSeconds));
-  attach_command->add_flag("--read-only", arguments.read_only, "Refuse writes");
+  attach_command->add_flag("--read-only", arguments.attach.read_only, "Refuse writes");
+  attach_command->add_flag("--shared", arguments.attach.shared, "Write beside others that say --shared as well");
+  attach_command->add_flag("--takeover", arguments.attach.takeover, "Take the disk from whoever writes it now");
 
   CLI::App* const detach_command = app.add_subcommand("detach", "Detach a disk");
-  detach_command->add_option("DEVICE", arguments.device, "As `attach` printed it")->required();
+  detach_command->add_option("DEVICE", arguments.device, "As `attach` printed it, or its name")->required();
   detach_command->add_flag("--force", arguments.force, "Also while it is in use: its users get I/O errors");
+
+  CLI::App* const reset_command = app.add_subcommand("reset", "Take note that a disk lost writes: flushes work again");
+  reset_command->add_option("DEVICE", arguments.device, "As `attach` printed it, or its name")->required();
 
   CLI::App* const status_command = app.add_subcommand("status", "Show what is attached");
   status_command->add_option("DEVICE", arguments.device, "Only this one");
@@ -196,8 +120,9 @@ int run(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return fail(kMalformed, std::string(error.what()) + " (netblk --help)");
   }
-  if (attach_command->parsed()) return attach(arguments);
-  if (detach_command->parsed()) return detach(arguments);
+  if (attach_command->parsed()) return run_attach(arguments.attach);
+  if (detach_command->parsed()) return run_detach(arguments.device, arguments.force);
+  if (reset_command->parsed()) return run_reset(arguments.device);
   if (bench_command->parsed()) return run_bench(arguments.bench);
   if (copy_command->parsed()) {
     const double timeout_s = arguments.timeout_s != 0 ? arguments.timeout_s : kCopyTimeoutSeconds;
@@ -206,7 +131,7 @@ int run(int argc, char** argv) {
   }
   if (info_command->parsed()) return run_info(arguments.uri, arguments.json, kAskTimeoutMs);
   if (list_command->parsed()) return run_list(arguments.uri, arguments.json, kAskTimeoutMs);
-  return status(arguments);
+  return run_status(arguments.device, arguments.json);
 }
 
 }  // namespace

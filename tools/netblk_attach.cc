@@ -9,10 +9,13 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <climits>
 #include <filesystem>
 
 #include "attach/fuse/loop_device.h"
+#include "base/parse.h"
 #include "netblk_helper.h"
+#include "netblk_names.h"
 #include "netblk_state.h"
 
 namespace netblk::tools {
@@ -44,15 +47,20 @@ std::string read_to_end(int fd) {
   }
 }
 
-// Two disks over one export know nothing of each other's caches: only readers may share.
-Status refuse_second_writer(const ServerUri& uri, const AttachOptions& options) {
+// Two disks over one export know nothing of each other's caches: what is attached already is the one that is meant.
+// Nothing: it is not attached.
+Result<std::string> attached_already(const ServerUri& uri, const AttachOptions& options) {
   for (const Record& record : read_records()) {
     if (record.server != uri.text() || record.device.empty() || !is_alive(record)) continue;
-    if (record.read_only && options.read_only) continue;
-    return make_error(EBUSY, "{} is attached already, as {}: detach that first, or attach both with --read-only",
-                      record.server, record.device);
+    if (record.read_only != options.read_only)
+      return make_error(EBUSY, "{} is attached already, {}, as {}: detach that first", record.server,
+                        record.read_only ? "read-only" : "for writing", record.device);
+    if (options.size_bytes != 0 && options.size_bytes != record.size_bytes)
+      return make_error(EINVAL, "{} is attached already, as {}, and has {} bytes, not {}", record.server, record.device,
+                        record.size_bytes, options.size_bytes);
+    return record.device;
   }
-  return Ok{};
+  return std::string();
 }
 
 void sweep_unfinished() {
@@ -66,8 +74,8 @@ Result<std::string> fuse_attach(const ServerUri& uri, const AttachOptions& optio
   if (::geteuid() != 0) return make_error(EPERM, "attaching a disk needs root");
   auto attaching = lock_attachments();
   if (!attaching) return std::move(attaching).error();
-  Status alone = refuse_second_writer(uri, options);
-  if (!alone) return std::move(alone).error();
+  auto there = attached_already(uri, options);
+  if (!there || !there.value().empty()) return there;
   sweep_unfinished();
   auto made = make_pipe();
   if (!made) return std::move(made).error();
@@ -86,7 +94,12 @@ Result<std::string> fuse_attach(const ServerUri& uri, const AttachOptions& optio
   while (!answer.empty() && answer.back() == '\n') answer.pop_back();
   if (answer.starts_with("/dev/")) return answer;
   ::waitpid(child, nullptr, 0);
-  if (answer.starts_with("!")) return make_error(EIO, "{}", answer.substr(1));
+  if (answer.starts_with("!")) {
+    // "!22 words": errno decides the exit status
+    const size_t blank = answer.find(' ');
+    const auto code = parse_unsigned(answer.substr(1, blank - 1), 1, INT_MAX);
+    if (code && blank != std::string::npos) return make_error(static_cast<int>(*code), "{}", answer.substr(blank + 1));
+  }
   return make_error(EIO, "the helper process died before the disk was there");
 }
 
@@ -125,8 +138,21 @@ Result<bool> fuse_detach(const std::string& device, bool force) {
     Status removed = remove_leftovers(record);
     if (!removed) return std::move(removed).error();
   }
+  forget_names_of(wanted);
   if (!written) return std::move(written).error();
   return true;
+}
+
+Status fuse_reset(const std::string& device) {
+  const std::string wanted = canonical_device(device);
+  for (const Record& record : read_records()) {
+    if (record.device != wanted) continue;
+    const std::string answer = ask_helper(record, "reset");
+    if (answer == "ok") return Ok{};
+    if (answer == "nothing") return make_error(EINVAL, "{} has lost nothing", wanted);
+    return make_error(EIO, "the helper of {} (process {}) does not answer", wanted, record.pid);
+  }
+  return make_error(ENODEV, "{} is not attached", wanted);
 }
 
 }  // namespace netblk::tools

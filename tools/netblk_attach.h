@@ -11,16 +11,23 @@
 namespace netblk::tools {
 
 struct AttachOptions {
-  uint64_t size_bytes = 0;
+  uint64_t size_bytes = 0;  // 0: the server has to tell it (netblk/2)
   uint64_t timeout_ms = 5000;
+  bool timeout_given = false;  // otherwise netblk/2 has deadlines of its own
   bool read_only = false;
+  bool shared = false;
+  bool takeover = false;
 };
 
-// Starts the helper and waits until the disk is there: its node.
+// Starts the helper and waits until the disk is there: its node. What is attached already, in the same way, is the
+// answer.
 Result<std::string> fuse_attach(const ServerUri& uri, const AttachOptions& options);
 
 // Takes the device away and waits for its helper to end. `force`: also while it is in use; its users get EIO then.
 // False: it is not attached.
 Result<bool> fuse_detach(const std::string& device, bool force);
+
+// The owner has taken note of a loss. ENODEV: it is not attached. EINVAL: nothing was lost.
+Status fuse_reset(const std::string& device);
 
 }  // namespace netblk::tools

@@ -23,11 +23,13 @@
 #include "attach/fuse/fuse_disk.h"
 #include "attach/fuse/loop_device.h"
 #include "base/log.h"
-#include "client/netblk1_client.h"
+#include "client/open_auto.h"
 #include "io/epoll/epoll_backend.h"
 #include "io/uring/uring_backend.h"
+#include "netblk_names.h"
 #include "netblk_state.h"
 #include "transport/tcp.h"
+#include "transport/tcp_dialer.h"
 
 namespace netblk::tools {
 namespace {
@@ -78,10 +80,13 @@ class Helper {
   const std::string& device() const { return record_.device; }
 
  private:
+  Status open_client();
+  io::Loop& client_loop() { return client_.netblk2 ? client_.netblk2->loop() : client_.netblk1->loop(); }
   Status open_control();
   void answer_control();
   bool release_on_signal();
-  json live_state() const;
+  json live_state();
+  std::string answer_to(const std::string& word);
 
   const ServerUri uri_;
   const AttachOptions options_;
@@ -92,7 +97,7 @@ class Helper {
   io::UniqueFd control_;
   io::SteadyClock clock_;
   std::unique_ptr<io::Backend> backend_;
-  std::unique_ptr<client::Netblk1Client> client_;
+  client::OpenedAuto client_;
   std::unique_ptr<attach::FuseDisk> disk_;
 };
 
@@ -124,25 +129,20 @@ Status Helper::start() {
   auto backend = make_backend();
   if (!backend) return std::move(backend).error();
   backend_ = std::move(backend).value();
-  auto opened = client::Netblk1Client::open(
-      *backend_, clock_,
-      [uri = uri_](uint64_t timeout_ms) { return transport::tcp_connect(uri.host, uri.port, timeout_ms); },
-      {.name = uri_.text(),
-       .size_bytes = options_.size_bytes,
-       .read_only = options_.read_only,
-       .timeout_ms = options_.timeout_ms});
-  if (!opened) return std::move(opened).error();
-  client_ = std::move(opened).value();
+  done = open_client();
+  if (!done) return done;
+  record_.size_bytes = client_.device().size_bytes();
 
   if (::mkdir(record_.mount_directory().c_str(), 0700) != 0)
     return make_error(errno, "cannot make {}: {}", record_.mount_directory(), errno_text(errno));
-  auto mounted = attach::FuseDisk::mount(*client_, client_->loop(), record_.mount_directory(), [fd = closed_.get()] {
+  auto mounted = attach::FuseDisk::mount(client_.device(), client_loop(), record_.mount_directory(), [fd = closed_.get()] {
     const uint64_t one = 1;
     (void)!::write(fd, &one, sizeof one);
   });
   if (!mounted) return std::move(mounted).error();
   disk_ = std::move(mounted).value();
-  auto device = attach::loop_attach(disk_->path(), {.read_only = options_.read_only});
+  auto device = attach::loop_attach(
+      disk_->path(), {.read_only = options_.read_only, .can_trim = client_.device().geometry().can_trim});
   if (!device) return std::move(device).error();
   record_.device = device.value();
   done = write_record(record_);
@@ -150,11 +150,49 @@ Status Helper::start() {
   return done;
 }
 
+// Every deadline is the user's --timeout, or three times that.
+Status Helper::open_client() {
+  const uint64_t timeout_ms = options_.timeout_ms;
+  client::Options2 netblk2;
+  netblk2.name = uri_.text();
+  netblk2.export_name = uri_.export_name;
+  netblk2.client_id = client_id_of("fuse " + uri_.text());
+  netblk2.read_only = options_.read_only;
+  netblk2.shared = options_.shared;
+  netblk2.takeover = options_.takeover;
+  netblk2.connect_timeout_ms = timeout_ms;
+  if (options_.timeout_given) {
+    netblk2.dead_time_ms = 3 * timeout_ms;
+    netblk2.request_timeout_ms = 4 * timeout_ms;
+  }
+  const client::Options netblk1{.name = uri_.text(),
+                                .size_bytes = options_.size_bytes,
+                                .read_only = options_.read_only,
+                                .timeout_ms = timeout_ms};
+  auto opened = client::open_auto(
+      *backend_, clock_, std::make_unique<transport::TcpDialer>(uri_.host, uri_.port), netblk2,
+      [uri = uri_](uint64_t within_ms) { return transport::tcp_connect(uri.host, uri.port, within_ms); }, netblk1);
+  if (!opened) return std::move(opened).error();
+  client_ = std::move(opened).value();
+  if (client_.netblk1 && !uri_.export_name.empty())
+    return make_error(EINVAL, "{} speaks netblk/1, which cannot name an export; leave \"/{}\" out", uri_.address(),
+                      uri_.export_name);
+  if (client_.netblk1 && (options_.shared || options_.takeover))
+    return make_error(EINVAL, "{} speaks netblk/1, which has no owners: --shared and --takeover mean nothing there",
+                      uri_.address());
+  const uint64_t size_bytes = client_.device().size_bytes();
+  if (options_.size_bytes != 0 && options_.size_bytes != size_bytes)
+    return make_error(EINVAL, "{} has {} bytes, not {}: leave --size out", uri_.text(), size_bytes, options_.size_bytes);
+  if (!options_.read_only && client_.device().geometry().read_only)
+    return make_error(EROFS, "{} is read-only: attach it with --read-only", uri_.text());
+  return Ok{};
+}
+
 // The order matters: no opener is left, so the mount goes at once; then the connection says goodbye; the lock is held
 // until nothing is left.
 Helper::~Helper() {
   disk_.reset();
-  client_.reset();
+  client_ = {};
   if (!record_.directory.empty()) (void)remove_leftovers(record_);
 }
 
@@ -172,21 +210,48 @@ Status Helper::open_control() {
   return Ok{};
 }
 
-json Helper::live_state() const {
-  const block::Counters counters = client_->counters();
-  return {{"state", client::state_text(client_->state())},
-          {"read_bytes", counters.read_bytes},
-          {"write_bytes", counters.write_bytes},
-          {"errors", counters.errors},
-          {"reconnects", client_->reconnects()},
-          {"last_error", client_->last_error()}};
+json Helper::live_state() {
+  const block::Counters counters = client_.device().counters();
+  json live = {{"size_bytes", client_.device().size_bytes()},
+               {"read_bytes", counters.read_bytes},
+               {"write_bytes", counters.write_bytes},
+               {"errors", counters.errors}};
+  if (client_.netblk1) {
+    live["protocol"] = "1";
+    live["state"] = client::state_text(client_.netblk1->state());
+    live["reconnects"] = client_.netblk1->reconnects();
+    live["last_error"] = client_.netblk1->last_error();
+    return live;
+  }
+  const client::Status2 status = client_.netblk2->status();
+  live["protocol"] = "2";
+  live["state"] = client::state_text(status.state);
+  live["reconnects"] = status.reconnects;
+  live["last_error"] = status.last_error;
+  live["generation"] = client_.netblk2->generation().counter;
+  live["lost"] = status.lost;
+  live["lost_why"] = status.lost_reason;
+  return live;
 }
 
+std::string Helper::answer_to(const std::string& word) {
+  if (word != "reset") return live_state().dump(-1, ' ', false, json::error_handler_t::replace);
+  if (!client_.netblk2 || !client_.netblk2->lost()) return "nothing";
+  log_warning("{}: the owner has taken note of the loss", record_.device);
+  client_.netblk2->reset_lost();
+  return "ok";
+}
+
+// A word, or nothing at all before the end: the state.
 void Helper::answer_control() {
   const io::UniqueFd peer(::accept4(control_.get(), nullptr, nullptr, SOCK_CLOEXEC));
   if (!peer.valid()) return;
+  (void)::setsockopt(peer.get(), SOL_SOCKET, SO_RCVTIMEO, &kControlTimeout, sizeof kControlTimeout);
   (void)::setsockopt(peer.get(), SOL_SOCKET, SO_SNDTIMEO, &kControlTimeout, sizeof kControlTimeout);
-  const std::string text = live_state().dump() + "\n";
+  std::array<char, 16> word{};
+  const ssize_t got = ::recv(peer.get(), word.data(), word.size(), MSG_WAITALL);
+  if (got < 0) return;
+  const std::string text = answer_to(std::string(word.data(), static_cast<size_t>(got))) + "\n";
   (void)!::send(peer.get(), text.data(), text.size(), MSG_NOSIGNAL);
 }
 
@@ -240,7 +305,7 @@ int run_helper(const ServerUri& uri, const AttachOptions& options, io::UniqueFd 
   Helper helper(uri, options);
   Status started = helper.start();
   if (!started) {
-    (void)tell("!" + started.error().message + "\n");
+    (void)tell(fmt::format("!{} {}\n", started.error().code, started.error().message));
     return 1;
   }
   if (!tell(helper.device() + "\n")) {

@@ -4,13 +4,18 @@
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/mount.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <sys/time.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <chrono>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -25,6 +30,7 @@ using nlohmann::json;
 
 constexpr const char* kRoot = "/run/netblk";
 constexpr int kMaxAttachments = 4096;
+constexpr timeval kControlTimeout{.tv_sec = 2, .tv_usec = 0};
 constexpr auto kPollPause = std::chrono::milliseconds(20);
 
 std::string canonical(const std::string& path) {
@@ -143,6 +149,26 @@ bool wait_until_gone(const Record& record, uint64_t timeout_ms) {
     std::this_thread::sleep_for(kPollPause);
   }
   return true;
+}
+
+std::string ask_helper(const Record& record, const std::string& word) {
+  const io::UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  const std::string path = record.control_socket();
+  if (!fd.valid() || path.size() >= sizeof address.sun_path) return "";
+  std::memcpy(address.sun_path, path.c_str(), path.size());
+  (void)::setsockopt(fd.get(), SOL_SOCKET, SO_RCVTIMEO, &kControlTimeout, sizeof kControlTimeout);
+  (void)::setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &kControlTimeout, sizeof kControlTimeout);
+  if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) return "";
+  (void)!::send(fd.get(), word.data(), word.size(), MSG_NOSIGNAL);
+  (void)::shutdown(fd.get(), SHUT_WR);
+  std::string text;
+  std::array<char, 4096> part{};
+  ssize_t got;
+  while ((got = ::recv(fd.get(), part.data(), part.size(), 0)) > 0) text.append(part.data(), static_cast<size_t>(got));
+  while (!text.empty() && text.back() == '\n') text.pop_back();
+  return text;
 }
 
 Status remove_leftovers(const Record& record) {

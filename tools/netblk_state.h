@@ -3,7 +3,8 @@
 //
 //   /run/netblk/N/lock        held (flock) by the helper as long as it lives
 //                 state.json  the record, replaced as a whole
-//                 control     a socket; each connection gets one JSON object, the live state
+//                 control     a socket; each connection sends one word and gets one answer: "state" the live state as
+//                             JSON, "reset" takes note of a loss ("ok", or "nothing" when there was none)
 //                 mnt/disk    the FUSE file under the loop device
 //                 log         the helper's log
 #pragma once
@@ -49,6 +50,8 @@ std::vector<Record> read_records();
 bool is_alive(const Record& record);
 // Waits until the helper has gone; false when the time is over first.
 bool wait_until_gone(const Record& record, uint64_t timeout_ms);
+// The helper's answer to the word; empty when it does not answer.
+std::string ask_helper(const Record& record, const std::string& word);
 // Takes away what a helper that has gone left: the FUSE mount and the folder.
 Status remove_leftovers(const Record& record);
 

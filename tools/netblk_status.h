@@ -13,8 +13,13 @@ struct StatusRow {
   std::string way;    // "netblk" (the driver) or "fuse"
   std::string state;  // as in DESIGN 5, and "dead": the helper process has gone
   std::string server;
+  std::string protocol{};  // "1", "2"; empty: not known
+  std::string name{};      // in /dev/netblk-by-name
   uint64_t size_bytes = 0;
   bool read_only = false;
+  bool lost = false;  // acknowledged writes may be gone
+  std::string lost_why{};
+  uint64_t generation = 0;  // 0: netblk/1
   uint64_t read_bytes = 0;
   uint64_t write_bytes = 0;
   uint64_t errors = 0;

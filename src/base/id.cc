@@ -42,7 +42,7 @@ Result<Id> parse_id(std::string_view text) {
     if (value == std::string_view::npos || digits == 32)
       return make_error(EINVAL, "'{}' is not 32 hexadecimal digits", text);
     uint8_t& byte = id.bytes[digits / 2];
-    byte = static_cast<uint8_t>(byte << 4 | value);
+    byte = static_cast<uint8_t>(static_cast<unsigned>(byte) << 4 | value);
     ++digits;
   }
   if (digits != 32) return make_error(EINVAL, "'{}' is not 32 hexadecimal digits", text);

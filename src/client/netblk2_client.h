@@ -42,7 +42,8 @@ class Netblk2Client final : public block::Device {
   static coro::Task<Result<std::unique_ptr<Netblk2Client>>> open_on(io::Loop& loop, io::Dialer& dialer,
                                                                     const Options2& options, Random random = {});
 
-  // Of a client with a thread: as close(). Blocks, at most twice close_timeout_ms and a connection attempt under way.
+  // Of a client with a thread: every request has ended before. Says goodbye, so that the server ends the session. Blocks,
+  // at most twice close_timeout_ms and a connection attempt under way.
   ~Netblk2Client() override;
 
   // Waits for what is in flight, says goodbye (the server ends the session) and closes. What has not ended by

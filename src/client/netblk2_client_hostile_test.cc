@@ -32,7 +32,7 @@ class Netblk2HostileTest : public Client2Test {
     EXPECT_EQ(run_one(*client, ask), 0);
     EXPECT_TRUE(ask->all(write ? 0x11 : 0x77));
     EXPECT_TRUE(world.all(8192, 12288, write ? 0x11 : 0x77));
-    EXPECT_TRUE(gone);
+    until([&] { return gone.load(); });
     EXPECT_GE(client->status().reconnects, 1u);
   }
   static std::vector<std::byte> wrong(size_t size) { return std::vector<std::byte>(size, std::byte{0xee}); }
@@ -293,7 +293,7 @@ TEST_P(Netblk2HostileTest, AResumedSessionThatBecameAnother) {
     auto client = open2(server);
     EXPECT_EQ(run_one(*client, Ask::write(0, 512, 1)), 0);
     EXPECT_EQ(run_one(*client, Ask::write(0, 512, 2)), 0);
-    EXPECT_TRUE(gone);
+    until([&] { return gone.load(); });
     EXPECT_FALSE(client->lost());
     EXPECT_TRUE(world.all(0, 512, 2));
   };
@@ -339,7 +339,7 @@ TEST_P(Netblk2HostileTest, ListsOfExportsThatMakeNoSense) {
       peer.say(welcome);
     }});
     auto dialer = server.dialer();
-    const auto list = ask_list(*backend_, clock_, *dialer, 2'000);
+    const auto list = ask_list(*backend_, clock_, *dialer, 60'000);
     EXPECT_FALSE(list.ok());
     return list ? 0 : list.error().code;
   };

@@ -31,6 +31,7 @@ TEST_P(Netblk2ClientTest, ReadsWhatItWrote) {
   EXPECT_TRUE(world_.all(4096, 12288, 0));
   EXPECT_EQ(client->status().unflushed, 2u);
   client.reset();
+  server.settle();
   EXPECT_EQ(world_.goodbyes, 1u);
   EXPECT_EQ(world_.flushes, 1u);
 }
@@ -79,6 +80,7 @@ TEST_P(Netblk2ClientTest, ManyRequestsInFlightOnSeveralConnections) {
     for (size_t i = 0; i < writes.size(); ++i) EXPECT_EQ(writes[i]->error, 0);
     for (size_t i = 0; i < reads.size(); ++i) EXPECT_EQ(reads[i]->error, 0);
     client.reset();
+    server.settle();
     std::set<uint16_t> indexes;
     for (const auto& hello : world.hellos) indexes.insert(hello.connection);
     EXPECT_EQ(indexes.size(), connections);
@@ -99,6 +101,7 @@ TEST_P(Netblk2ClientTest, TheServerGrantsFewerConnectionsAndSlots) {
   for (const auto& ask : all) EXPECT_EQ(ask->error, 0);
   EXPECT_EQ(client->info().slots, NETBLK2_MIN_SLOTS);
   client.reset();
+  server.settle();
   for (const auto& hello : world_.hellos) EXPECT_LT(hello.connection, 2);
 }
 
@@ -245,6 +248,7 @@ TEST_P(Netblk2ClientTest, CompressesOnlyWhereItWins) {
                             [](std::byte byte) { return byte == std::byte{0x41}; }));
     EXPECT_TRUE(std::equal(sent.begin(), sent.end(), read->memory.begin() + 16384));
     client.reset();
+    server.settle();
     ASSERT_EQ(seen.size(), 2u);
     EXPECT_EQ(seen[0].first, lz4 ? NETBLK2_LZ4 : NETBLK2_ZSTD);
     EXPECT_LT(seen[0].second, 1024u);
@@ -313,6 +317,7 @@ TEST_P(Netblk2ClientTest, AReadOnlySession) {
   EXPECT_EQ(run_one(*client, Ask::of(Command::kTrim, 0, 512)), EROFS);
   EXPECT_EQ(run_one(*client, Ask::read(0, 512)), 0);
   client.reset();
+  server.settle();
   EXPECT_EQ(world_.hellos.at(0).flags & NETBLK2_HELLO_WRITE, 0);
 }
 
@@ -323,6 +328,7 @@ TEST_P(Netblk2ClientTest, TheHelloSaysWhatWasAsked) {
   options.export_name = "disk";
   options.slots = 100;
   open2(server, options).reset();
+  server.settle();
   const auto& hello = world_.hellos.at(0);
   EXPECT_EQ(hello.flags, NETBLK2_HELLO_WRITE | NETBLK2_HELLO_SHARED | NETBLK2_HELLO_TAKEOVER);
   EXPECT_EQ(hello.export_name, "disk");
@@ -376,23 +382,25 @@ TEST_P(Netblk2ClientTest, DroppedWithoutAGoodbye) {
 
 TEST_P(Netblk2ClientTest, ClosingIsBoundedThoughNothingIsAnswered) {
   ScriptedServer2 server({after(world_, 0, [](Peer2& peer) { peer.wait_for_end(); })});
-  auto options = options2();
-  options.close_timeout_ms = 50;
-  auto client = open2(server, options);
-  auto ask = Ask::read(0, 512);
-  static const io::SteadyClock clock;
-  auto epoll = io::make_epoll_backend(1);
-  auto loop = epoll.value()->make_loop(clock);
+  auto loop = backend_->make_loop(clock_);
+  auto dialer = server.dialer();
   struct Go {
-    static coro::Task<void> go(io::Loop& on, std::unique_ptr<Netblk2Client>& device, Ask& ask) {
-      ask.loop = &on;
-      device->submit(ask);
-      device.reset();
-      while (!ask.ended) co_await ask.done.wait();
+    static coro::Task<void> go(io::Loop& on, io::Dialer& with, Options2 options) {
+      options.close_timeout_ms = 50;
+      auto opened = co_await Netblk2Client::open_on(on, with, options);
+      EXPECT_TRUE(opened.ok());
+      auto client = std::move(opened).value();
+      auto ask = Ask::read(0, 512);
+      ask->loop = &on;
+      client->submit(*ask);
+      co_await client->close();
+      EXPECT_TRUE(ask->ended);
+      EXPECT_EQ(ask->error, EIO);
+      client->submit(*ask);
+      EXPECT_EQ(ask->error, EIO) << "a closed client takes nothing";
     }
   };
-  loop.value()->run(Go::go(*loop.value(), client, *ask));
-  EXPECT_EQ(ask->error, EIO);
+  loop.value()->run(Go::go(*loop.value(), *dialer, options2()));
 }
 
 TEST_P(Netblk2ClientTest, AnAbandonedRequestIsNotSent) {
@@ -403,6 +411,7 @@ TEST_P(Netblk2ClientTest, AnAbandonedRequestIsNotSent) {
   ask->abandoned = &gone;
   EXPECT_EQ(run_one(*client, ask), ECANCELED);
   client.reset();
+  server.settle();
   EXPECT_TRUE(world_.applied.empty());
 }
 

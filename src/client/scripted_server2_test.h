@@ -128,6 +128,7 @@ class ScriptedServer2 {
 
   std::unique_ptr<io::Dialer> dialer() { return std::make_unique<Dialer>(*server_); }
   ScriptedServer& plain() { return *server_; }
+  void settle() { server_->settle(); }
   size_t connections() const { return server_->connections; }
 
  private:

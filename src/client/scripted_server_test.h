@@ -105,9 +105,13 @@ using Script = std::function<void(Peer&)>;
 class ScriptedServer {
  public:
   explicit ScriptedServer(std::vector<Script> scripts) : scripts_(std::move(scripts)) {}
-  ~ScriptedServer() {
+  ~ScriptedServer() { settle(); }
+
+  // Until every script has ended: the clients are gone.
+  void settle() {
     const std::lock_guard lock(mutex_);
     for (std::thread& thread : threads_) thread.join();
+    threads_.clear();
   }
 
   Connect connector() {

@@ -111,7 +111,8 @@ coro::Task<bool> Session2::its_turn(Link2& link) {
 }
 
 bool Session2::may_connect(const Link2& link) const {
-  if (closing_ || fatal_ || giving_up_) return false;
+  // A closing client without requests needs no connection.
+  if (closing_ || fatal_ || giving_up_ || (draining_ && requests_ == 0)) return false;
   if (known_ && state() == State::kError && !options_.retry_after_error) return false;
   // The first begins sessions; the others join.
   return link.index == 0 || (!session_id_.is_zero() && link.index < max_links_);
@@ -174,7 +175,7 @@ void Session2::ended(Link2& link) {
 
 void Session2::failed(Link2& link, const Error& error) {
   const bool was_up = std::exchange(link.was_up, false);
-  if (closing_ || error.code == ECANCELED) return;
+  if (closing_ || error.code == ECANCELED || (draining_ && requests_ == 0)) return;
   if (!known_) {
     if (error.code == EAGAIN && loop_.now_ms() < open_until_ms_) return back_off(link);
     fatal_ = true;

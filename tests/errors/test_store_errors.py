@@ -168,6 +168,7 @@ def test_file_truncated_behind_its_back(t):
 def test_file_deleted_behind_its_back(t):
     s = start(t, 1)
     with s.client() as c:
+        c.read(0, 512)  # it listens before it has opened the file
         os.unlink(s.path)
         c.write(0, b"\x41" * 512)
         check_eq(c.read(0, 512), b"\x41" * 512, "the open file")

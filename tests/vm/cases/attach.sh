@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# `netblk attach`, `status`, `detach` and `reset` with the driver: many disks, called twice, and what they refuse.
+. "$NETBLK_ROOT/tests/vm/lib.sh"
+netblk=$NETBLK_OUT/netblk
+[ -x "$netblk" ] && [ -x "$NETBLK_OUT/netblk_server" ] || { echo "SKIP attach-and-detach: build/output has no netblk, or no netblk_server"; exit 0; }
+a=netblk://127.0.0.1:10809 b=netblk://127.0.0.1:10810
+netblk() { "$netblk" "$@"; }
+devices() { (cd /sys/block && ls -d netblk* 2>/dev/null) | sort -V | tr '\n' ' '; }
+field() { netblk status --json "$1" | python3 -c "import json, sys; print(json.load(sys.stdin)[0]['$2'])"; }
+
+twice() {
+	random_file "$scratch/disk" 100M; serve 10809 "$scratch/disk" 100; serve 10810 "$scratch/disk-1" 64
+	insmod "$NETBLK_MODULES/net_block_driver.ko" server_ip=127.0.0.1 server_port=9
+	local out
+	out=$(netblk attach $a --via netblk --size 100M 2> "$scratch/words"); expect "$out" /dev/netblk "what attach prints"
+	expect "$(cat "$scratch/words")" '' "words of --via netblk"
+	cmp "$scratch/disk" /dev/netblk
+	expect "$(netblk attach $a --via netblk --size 100M)" /dev/netblk "the second attach"
+	expect "$(netblk attach $a 2> /dev/null)" /dev/netblk "the third attach, auto and without a size"
+	expect "$(devices)" 'netblk ' devices
+	# another server is another disk
+	expect "$(netblk attach $b --via netblk --size 64M)" /dev/netblk-1 "attach of another server"
+	expect "$(netblk attach $b --via netblk --size 64M)" /dev/netblk-1 "the same once more"
+	expect "$(blockdev --getsize64 /dev/netblk-1)" 67108864 size
+	expect "$(field /dev/netblk-1 state) $(field netblk-1 server) $(field netblk-1 way)" "connected $b netblk" status
+	netblk status | grep -q '^/dev/netblk-1 *connected ' || fail "status: $(netblk status)"
+	expect "$(netblk status --json | python3 -c 'import json, sys; print(len(json.load(sys.stdin)))')" 2 "disks in status"
+	netblk detach /dev/netblk-1; expect "$(devices)" 'netblk ' "devices after detach"
+	netblk detach /dev/netblk-1 2> "$scratch/words"; grep -q 'is not attached' "$scratch/words" || fail "a second detach says $(cat "$scratch/words")"
+	netblk detach netblk; netblk detach netblk; expect "$(state) $(devices)" 'disconnected netblk ' "after detach of the first"
+	# the first is taken again, though it was made for another server
+	expect "$(netblk attach $b --via netblk --device netblk-3 --size 64M)" /dev/netblk-3 "attach with --device"
+	expect "$(devices)" 'netblk netblk-3 ' devices
+}
+refusals() {
+	serve 10809 "$scratch/disk" 100; serve 10810 "$scratch/disk-1" 64; load
+	must_fail 'attached already' netblk attach $a --via netblk --read-only
+	must_fail 'attached already' netblk attach $a --via netblk --device netblk-2
+	must_fail 'bytes, not' netblk attach $a --via netblk --size 50M
+	must_fail 'detach it first' netblk attach $b --via netblk --device netblk --size 64M
+	must_fail "the driver's disks are" netblk attach $b --via netblk --device /dev/sda --size 64M
+	must_fail "the driver's disks are" netblk attach $b --via netblk --device netblk-1024 --size 64M
+	must_fail 'refused' netblk attach netblk://127.0.0.1:9 --via netblk --size 64M
+	must_fail 'expected up to 64' netblk attach $b --name 'a b' --size 64M
+	must_fail 'expected up to 64' netblk attach $b --name ../x --size 64M
+	must_fail 'mean nothing\|about writing' netblk attach $b --read-only --shared
+	must_fail 'is not attached' netblk reset netblk-7
+	must_fail 'is not attached' netblk status netblk-7
+	expect "$(devices)" 'netblk ' "devices after all that"
+	netblk reset netblk 2>&1 | grep -q 'has lost nothing' || fail "reset of what lost nothing says $(netblk reset netblk 2>&1)"
+	# in use: refused, and --force takes it away
+	[ "$(netblk attach $b --via netblk --size 64M)" = /dev/netblk-1 ]
+	mkfs.ext4 -q /dev/netblk-1; mount /dev/netblk-1 $mnt
+	must_fail "mounted on $mnt" netblk detach netblk-1
+	echo kept > $mnt/file; umount $mnt
+	exec 5< /dev/netblk-1; netblk detach --force netblk-1; expect "$(cat /sys/block/netblk-1/state)" disconnected "state after --force"
+	exec 5<&-; netblk detach netblk-1; expect "$(devices)" 'netblk ' devices
+	expect "$(netblk attach $b --via netblk --size 64M)" /dev/netblk-1 node; mount /dev/netblk-1 $mnt; expect "$(cat $mnt/file)" kept "the file"; umount $mnt
+}
+names() {
+	serve 10809 "$scratch/disk" 100; serve 10810 "$scratch/disk-1" 64; load
+	netblk attach $b --via netblk --size 64M --name data.1 > /dev/null
+	expect "$(readlink /dev/netblk-by-name/data.1) $(field data.1 name)" '/dev/netblk-1 data.1' "the name"
+	netblk attach $b --via netblk --name data.1 > /dev/null
+	must_fail 'detach that first' netblk attach $a --via netblk --name data.1
+	netblk detach data.1; [ ! -e /dev/netblk-by-name ] || fail "the name stays"
+	expect "$(devices)" 'netblk ' devices
+}
+read_only_and_partitions() {
+	serve 10809 "$scratch/disk" 100; serve 10810 "$scratch/disk-1" 64; load
+	printf 'label: dos\n,20M\n' | sfdisk -q "$scratch/disk-1"
+	[ "$(netblk attach $b --via netblk --size 64M --read-only)" = /dev/netblk-1 ]
+	expect "$(field netblk-1 read_only) $(cat /sys/block/netblk-1/ro)" 'True 1' "read-only"
+	[ -b /dev/netblk-1p1 ] || fail "attach did not find the partition"
+	must_fail 'not permitted\|read-only' dd if=/dev/zero of=/dev/netblk-1 bs=4096 count=1 oflag=direct status=none
+	netblk detach netblk-1
+	[ "$(netblk attach $b --via netblk --size 64M)" = /dev/netblk-1 ]
+	dd if=/dev/zero of=/dev/netblk-1 bs=4096 count=1 oflag=direct status=none
+}
+at_once() {
+	serve 10809 "$scratch/disk" 100; load server_port=9
+	local n; for n in 1 2 3 4; do netblk attach $a --via netblk --size 100M > "$scratch/node.$n" & done; wait %+ || true; for n in 1 2 3; do wait -n || true; done
+	expect "$(cat "$scratch"/node.* | sort -u)" /dev/netblk "what four attaches at once print"
+}
+t attach-twice twice
+t attach-refusals refusals
+t attach-names names
+t attach-read-only-and-partitions read_only_and_partitions
+t attach-four-at-once at_once
+finish
