@@ -16,6 +16,8 @@
 #include <utility>
 #include <vector>
 
+#include "io/clock.h"
+
 namespace netblk::transport {
 namespace {
 
@@ -63,12 +65,6 @@ Error listen_error(const std::string& host, uint16_t port, const Error& cause) {
   if (cause.code == EACCES) advice = "; ports below 1024 need root";
   return make_error(cause.code, "cannot listen on {} port {}: {}{}", host.empty() ? "every address," : host, port,
                     cause.message, advice);
-}
-
-uint64_t now_ms() {
-  timespec now;
-  ::clock_gettime(CLOCK_MONOTONIC, &now);
-  return static_cast<uint64_t>(now.tv_sec) * 1000 + static_cast<uint64_t>(now.tv_nsec) / 1'000'000;
 }
 
 // Addresses of a name are tried side by side, each this much after the one before: one that is silent costs no more.
@@ -155,14 +151,15 @@ Result<io::UniqueFd> tcp_listen(const std::string& host, uint16_t port) {
 }
 
 Result<io::UniqueFd> tcp_connect(const std::string& host, uint16_t port, uint64_t timeout_ms) {
-  const uint64_t give_up_at = now_ms() + timeout_ms;
+  const io::SteadyClock clock;
+  const uint64_t give_up_at = clock.now_ms() + timeout_ms;
   auto list = resolve(host, port, 0);
   if (!list) return std::move(list).error();
   Attempts attempts;
   const addrinfo* next = list.value().get();
   uint64_t next_at = 0;
   for (;;) {
-    const uint64_t now = now_ms();
+    const uint64_t now = clock.now_ms();
     if (next != nullptr && (now >= next_at || attempts.empty())) {
       attempts.begin(*next);
       next = next->ai_next;
