@@ -137,7 +137,8 @@ struct netblk2_feature {
 #define NETBLK2_HELLO_TAKEOVER 0x0004 /* from whoever writes now */
 #define NETBLK2_HELLO_INFO 0x0008 /* tell about the export, make no session */
 #define NETBLK2_HELLO_LIST 0x0010 /* tell all exports, make no session */
-#define NETBLK2_HELLO_KNOWN_FLAGS 0x001f
+#define NETBLK2_HELLO_BEGIN 0x0020 /* begin the session if it is unknown */
+#define NETBLK2_HELLO_KNOWN_FLAGS 0x003f
 
 struct netblk2_hello {
 	__u8 magic[NETBLK2_MAGIC_SIZE];
@@ -147,7 +148,7 @@ struct netblk2_hello {
 	__be16 connection; /* index of this connection in its session */
 	__be32 slots; /* that the session would like to have */
 	__u8 client_id[NETBLK2_ID_SIZE];
-	__u8 session_id[NETBLK2_ID_SIZE]; /* zero: a new session */
+	__u8 session_id[NETBLK2_ID_SIZE]; /* the client's choice, random */
 	__be64 epoch; /* above all earlier ones of this session and index */
 	__u8 store_uuid[NETBLK2_ID_SIZE]; /* as last told; zero: never */
 	__be64 generation; /* as last told */
@@ -160,8 +161,8 @@ struct netblk2_hello {
 /* netblk2_welcome.flags */
 #define NETBLK2_WELCOME_READ_ONLY 0x0001 /* this session may not write */
 #define NETBLK2_WELCOME_TRIM 0x0002 /* TRIM and unmapping WRITE_ZEROES free space */
-#define NETBLK2_WELCOME_NEW 0x0004 /* the ledger is empty, the id is new */
-#define NETBLK2_WELCOME_ADOPTED 0x0008 /* the ledger is empty, the id was kept */
+#define NETBLK2_WELCOME_NEW 0x0004 /* the session begins, its ledger is empty */
+#define NETBLK2_WELCOME_ADOPTED 0x0008 /* the session goes on, its ledger is empty */
 #define NETBLK2_WELCOME_ROTATIONAL 0x0010
 #define NETBLK2_WELCOME_MORE 0x0020 /* LIST: ask again with a higher list_from */
 

@@ -265,7 +265,13 @@ coro::Task<bool> Session2::greet(const proto::Hello2& hello) {
     co_await send_welcome(welcome);
     co_return false;
   }
-  const Admission admission = co_await export_->sessions().admit(hello, presence_);
+  // A client of the first days lets the server choose.
+  proto::Hello2 asked = hello;
+  if (asked.session_id.is_zero()) {
+    asked.session_id = random_id();
+    asked.flags |= NETBLK2_HELLO_BEGIN;
+  }
+  const Admission admission = co_await export_->sessions().admit(asked, presence_);
   if (admission.status != NETBLK2_OK) {
     co_await refuse(admission.status, admission.text);
     co_return false;
@@ -303,7 +309,11 @@ coro::Task<void> Session2::read_loop() {
       }
       link_.consume(NETBLK2_REQUEST_SIZE);
       link_.stop_deadline();
-      if (request.type == NETBLK2_HEARTBEAT) continue;
+      if (request.type == NETBLK2_HEARTBEAT) {
+        if (heartbeat_ms_ != 0) continue;
+        close("a heartbeat, which was not negotiated");
+        co_return;
+      }
       if (request.type == NETBLK2_GOODBYE) {
         co_await say_goodbye(request);
         co_return;
@@ -445,7 +455,7 @@ bool Session2::run_request(Operation& operation, const Request2& request) {
     return false;
   }
   const Ledger::Taken taken =
-      session_->ledger.take(request.slot, request.sequence, request.type == NETBLK2_READ || request.type == NETBLK2_NOP);
+      session_->ledger.take(request.slot, request.sequence, request.type == NETBLK2_READ);
   switch (taken.verdict) {
     case Ledger::Verdict::kNew: break;
     case Ledger::Verdict::kRepeated: answer(operation, taken.status); return true;

@@ -116,16 +116,43 @@ bool SessionTable::was_fenced(const Id& session_id) const {
   return std::find(fenced_.begin(), fenced_.end(), session_id) != fenced_.end();
 }
 
+SessionTable::PresenceList SessionTable::fading_of(const Id& session_id) const {
+  PresenceList list;
+  for (const auto& fading : fading_)
+    if (fading->session_id_ == session_id) list.push_back(fading);
+  return list;
+}
+
+// What must have ended before a new session is granted. (A fence that one try did not wait for to the end is waited for by
+// the next.)
+SessionTable::PresenceList SessionTable::fading_before(const Session& session) const {
+  PresenceList list;
+  for (const auto& fading : fading_)
+    if (fading->client_id_ == session.client_id || (session.writes && fading->writes_)) list.push_back(fading);
+  return list;
+}
+
+// The client will tell its user that the session is over: by then nothing of it may reach the store any more.
+SessionTable::Claim SessionTable::refuse_stale(const Id& session_id, std::string text) const {
+  Claim claim = refuse(NETBLK2_ESTALE, std::move(text));
+  claim.to_end = fading_of(session_id);
+  return claim;
+}
+
 SessionTable::Claim SessionTable::decide(const proto::Hello2& hello, Presence& who) {
   if (hello.client_id.is_zero()) return refuse(NETBLK2_EPROTO, "a hello without a client id");
+  if (hello.session_id.is_zero()) return refuse(NETBLK2_EPROTO, "a hello without a session id");
   if (hello.epoch == 0) return refuse(NETBLK2_EPROTO, "a hello with the epoch 0: epochs begin with 1");
   if (hello.connection >= limits::kMaxSessionConnections)
     return refuse(NETBLK2_EPROTO, fmt::format("connection {} of a session: a session has {} at most", hello.connection,
                                               limits::kMaxSessionConnections));
   who.client_id_ = hello.client_id;
   who.index_ = hello.connection;
-  const bool writes = (hello.flags & NETBLK2_HELLO_WRITE) != 0 && !device_.geometry().read_only;
-  if (hello.session_id.is_zero()) return begin(hello, random_id(), NETBLK2_WELCOME_NEW);
+  // Scenario: the export is another store by now. What the client believes to be on it is not.
+  const Id uuid = device_.generation().uuid;
+  if (!hello.store_uuid.is_zero() && hello.store_uuid != uuid)
+    return refuse_stale(hello.session_id, fmt::format("export '{}' is another store now: {}, was {}", name_,
+                                                      id_text(uuid), id_text(hello.store_uuid)));
 
   const auto known = sessions_.find(hello.session_id);
   if (known != sessions_.end()) {
@@ -133,17 +160,21 @@ SessionTable::Claim SessionTable::decide(const proto::Hello2& hello, Presence& w
       return refuse(NETBLK2_EPERM, "the session belongs to another client");
     return join(known->second, hello);
   }
-  if (was_fenced(hello.session_id)) return refuse(NETBLK2_ESTALE, "the session is over: another one has taken its place");
-  const block::Generation now = device_.generation();
-  const bool same = now.uuid == hello.store_uuid && now.counter == hello.generation;
+  if (was_fenced(hello.session_id))
+    return refuse_stale(hello.session_id, "the session is over: another one has taken its place");
+  // Scenario: a client's first hello is answered, and the answer is lost. The client asks again, with the same session
+  // id: what has begun meanwhile is the same session, and nothing of it is fenced by its own second hello.
+  if (hello.flags & NETBLK2_HELLO_BEGIN) return begin(hello);
   // Scenario: a client is fenced while its link is down, and the server restarts. It must not come back: the durable
   // record knows who owns.
-  if (writes && !owners_.has(hello.client_id, hello.session_id) && (same || !owners_.list.empty()))
+  const bool writes = (hello.flags & NETBLK2_HELLO_WRITE) != 0 && !device_.geometry().read_only;
+  if (writes && !owners_.has(hello.client_id, hello.session_id))
     return refuse(NETBLK2_ESTALE, "the session is over: the store knows it no more");
-  // Scenario: the server crashed over a sound page cache. The ledger is lost, the writes are not: what the client has no
-  // answer to, it sends again, and it is applied again.
-  if (same) return begin(hello, hello.session_id, NETBLK2_WELCOME_ADOPTED);
-  return begin(hello, random_id(), NETBLK2_WELCOME_NEW);
+  // Scenario: the server crashed. The ledger is lost; what the client has no answer to, it sends again, and it is applied
+  // again. Whether writes were lost too is told by the generation, which the client compares.
+  Claim claim = make_session(hello, writes, NETBLK2_WELCOME_ADOPTED);
+  claim.answer.session->granted = true;
+  return claim;
 }
 
 // A further connection, or RESUME: the same place with a higher epoch.
@@ -151,58 +182,62 @@ SessionTable::Claim SessionTable::join(const std::shared_ptr<Session>& session, 
   Session::Place& place = session->places[hello.connection];
   // Scenario: a connection attempt was delayed in the network and arrives after the one that replaced it.
   if (hello.epoch <= place.epoch)
-    return refuse(NETBLK2_ESTALE, fmt::format("epoch {} of connection {} is over: {} has come", hello.epoch,
+    return refuse(NETBLK2_EAGAIN, fmt::format("epoch {} of connection {} is over: {} has come", hello.epoch,
                                               hello.connection, place.epoch));
   place.epoch = hello.epoch;
   if (place.presence != nullptr) fence(*place.presence);
   Claim claim;
   claim.answer.session = session;
+  // The owner may still be on its way to the disk for the connection that began the session.
+  claim.owners_changed = session->writes && owners_ != durable_;
+  if (!session->granted) {
+    claim.answer.flags = NETBLK2_WELCOME_NEW;
+    claim.to_end = fading_before(*session);
+  }
   for (const auto& fading : fading_)
     if (fading->session_id_ == session->id && fading->index_ == hello.connection) claim.to_end.push_back(fading);
   return claim;
 }
 
-SessionTable::Claim SessionTable::begin(const proto::Hello2& hello, const Id& id, uint16_t flag) {
+SessionTable::Claim SessionTable::make_session(const proto::Hello2& hello, bool writes, uint16_t flag) {
+  Claim claim;
+  claim.owners_changed = owners_ != durable_;
+  const uint32_t slots = std::clamp<uint32_t>(hello.slots, NETBLK2_MIN_SLOTS, limits::kSessionSlots);
+  claim.answer.session = std::make_shared<Session>(hello.session_id, hello.client_id, writes, slots);
+  claim.answer.session->places[hello.connection].epoch = hello.epoch;
+  claim.answer.flags = flag;
+  sessions_.emplace(hello.session_id, claim.answer.session);
+  return claim;
+}
+
+SessionTable::Claim SessionTable::begin(const proto::Hello2& hello) {
   const bool writes = (hello.flags & NETBLK2_HELLO_WRITE) != 0 && !device_.geometry().read_only;
   const bool shared = (hello.flags & NETBLK2_HELLO_SHARED) != 0;
   const bool beside_others = shared && owners_.shared;
   const bool takeover = (hello.flags & NETBLK2_HELLO_TAKEOVER) != 0 && !beside_others;
-  Claim claim;
-  if (flag != NETBLK2_WELCOME_ADOPTED) {
-    const Owner* other = owners_.other_than(hello.client_id);
-    // Scenario: two machines mount one file system. The second is told who has it.
-    if (writes && other != nullptr && !takeover && !beside_others)
-      return refuse(NETBLK2_EBUSY,
-                    fmt::format("export '{}' is written by client {}{}: detach it there, or take it over", name_,
-                                id_text(other->client_id), owners_.shared ? ", which shares it" : ""));
-    // Scenario: a client crashed and starts again while a write of its former life is still on its way.
-    std::vector<std::shared_ptr<Session>> to_fence;
-    for (const auto& [key, session] : sessions_)
-      if (session->client_id == hello.client_id || (writes && takeover && session->writes)) to_fence.push_back(session);
-    for (const auto& session : to_fence) fence_session(*session);
-    if (writes) {
-      if (takeover) {
-        for (const Owner& owner : owners_.list) forget(owner.session_id);
-        owners_.list.clear();
-      }
-      for (const Owner& owner : owners_.list)
-        if (owner.client_id == hello.client_id) forget(owner.session_id);
-      owners_.remove_client(hello.client_id);
-      if (owners_.list.size() >= limits::kMaxOwners && !make_room_for_owner())
-        return refuse(NETBLK2_EBUSY, fmt::format("export '{}' has {} writers, which is the most", name_, limits::kMaxOwners));
-      owners_.shared = shared;
-      owners_.list.push_back({hello.client_id, id});
-    }
-    // Also when it only reads: a fence that an earlier try did not wait for to the end is waited for by the next.
-    for (const auto& fading : fading_)
-      if (fading->client_id_ == hello.client_id || (writes && fading->writes_)) claim.to_end.push_back(fading);
+  // Scenario: two machines mount one file system. The second is told who has it.
+  const Owner* other = owners_.other_than(hello.client_id);
+  if (writes && other != nullptr && !takeover && !beside_others)
+    return refuse(NETBLK2_EBUSY,
+                  fmt::format("export '{}' is written by client {}{}: detach it there, or take it over", name_,
+                              id_text(other->client_id), owners_.shared ? ", which shares it" : ""));
+  // Scenario: a client crashed and starts again while a write of its former life is still on its way.
+  std::vector<std::shared_ptr<Session>> to_fence;
+  for (const auto& [key, session] : sessions_)
+    if (session->client_id == hello.client_id || (writes && takeover && session->writes)) to_fence.push_back(session);
+  for (const auto& session : to_fence) fence_session(*session);
+  if (writes && !owners_.has(hello.client_id, hello.session_id)) {
+    for (const Owner& owner : owners_.list)
+      if (takeover || owner.client_id == hello.client_id) forget(owner.session_id);
+    if (takeover) owners_.list.clear();
+    owners_.remove_client(hello.client_id);
+    if (owners_.list.size() >= limits::kMaxOwners && !make_room_for_owner())
+      return refuse(NETBLK2_EBUSY, fmt::format("export '{}' has {} writers, which is the most", name_, limits::kMaxOwners));
+    owners_.shared = shared;
+    owners_.list.push_back({hello.client_id, hello.session_id});
   }
-  claim.owners_changed = owners_ != durable_;
-  const uint32_t slots = std::clamp<uint32_t>(hello.slots, NETBLK2_MIN_SLOTS, limits::kSessionSlots);
-  claim.answer.session = std::make_shared<Session>(id, hello.client_id, writes, slots);
-  claim.answer.session->places[hello.connection].epoch = hello.epoch;
-  claim.answer.flags = flag;
-  sessions_.emplace(id, claim.answer.session);
+  Claim claim = make_session(hello, writes, NETBLK2_WELCOME_NEW);
+  claim.to_end = fading_before(*claim.answer.session);
   return claim;
 }
 
@@ -303,7 +338,6 @@ coro::Task<Admission> SessionTable::admit(const proto::Hello2& hello, std::share
     claim = decide(hello, *who);
   }
   Admission& answer = claim.answer;
-  if (answer.status != NETBLK2_OK) co_return std::move(answer);
   const std::shared_ptr<Session> session = answer.session;
   io::Loop& loop = who->loop_;
 
@@ -320,25 +354,32 @@ coro::Task<Admission> SessionTable::admit(const proto::Hello2& hello, std::share
       log_error("{}", answer.text);
     }
   }
+  if (session == nullptr) co_return std::move(answer);
 
-  const std::lock_guard lock(mutex_);
-  Session::Place& place = session->places[hello.connection];
-  if (answer.status == NETBLK2_OK && (session->over || place.epoch != hello.epoch)) {
-    answer.status = NETBLK2_ESTALE;
-    answer.text = "a newer connection or session has come meanwhile";
-  }
-  if (answer.status != NETBLK2_OK) {
-    // A session that nobody was let into is none. (One that is joined stays.)
-    if (answer.flags != 0 && !session->over) {
-      session->over = true;
-      sessions_.erase(session->id);
+  PresenceList left;
+  {
+    const std::lock_guard lock(mutex_);
+    Session::Place& place = session->places[hello.connection];
+    if (session->over) {
+      answer.status = NETBLK2_ESTALE;
+      answer.text = "the session is over: another one has come meanwhile";
+      left = fading_of(session->id);
+    } else if (place.epoch != hello.epoch) {
+      answer.status = NETBLK2_EAGAIN;
+      answer.text = "a newer connection has come meanwhile";
+    }
+    if (answer.status == NETBLK2_OK) {
+      session->granted = true;
+      who->session_id_ = session->id;
+      who->writes_ = session->writes;
+      place.presence = std::move(who);
+      co_return std::move(answer);
     }
     answer.session = nullptr;
-    co_return std::move(answer);
+    if (!session->granted && !session->over && !session->writes) sessions_.erase(session->id);
   }
-  who->session_id_ = session->id;
-  who->writes_ = session->writes;
-  place.presence = std::move(who);
+  const bool all = co_await all_ended(loop, left);
+  if (!all) answer.status = NETBLK2_EAGAIN;
   co_return std::move(answer);
 }
 

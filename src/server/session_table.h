@@ -59,6 +59,8 @@ struct Session {
     std::shared_ptr<Presence> presence;
   };
   std::array<Place, NETBLK2_MAX_CONNECTIONS> places;
+  // A connection was let in once: its client's older sessions have ended, and its ownership is durable.
+  bool granted = false;
   bool over = false;
 };
 
@@ -105,8 +107,12 @@ class SessionTable {
   };
   Claim decide(const proto::Hello2& hello, Presence& who);
   Claim join(const std::shared_ptr<Session>& session, const proto::Hello2& hello);
-  Claim begin(const proto::Hello2& hello, const Id& id, uint16_t flag);
+  Claim begin(const proto::Hello2& hello);
+  Claim make_session(const proto::Hello2& hello, bool writes, uint16_t flag);
   static Claim refuse(uint32_t status, std::string text);
+  Claim refuse_stale(const Id& session_id, std::string text) const;
+  PresenceList fading_of(const Id& session_id) const;
+  PresenceList fading_before(const Session& session) const;
   bool was_fenced(const Id& session_id) const;
   void fence(Presence& presence);
   void fence_session(Session& session);
