@@ -14,6 +14,8 @@
 #include <linux/uio.h>
 #include <net/sock.h>
 
+#include "net_block.h"
+
 /* 6.2: the direction of an iov_iter got names of its own. */
 #ifndef ITER_SOURCE
 #define ITER_SOURCE WRITE
@@ -100,6 +102,84 @@ netblk_compat_alloc_bio_disk(unsigned int max_hw_sectors)
 
 #endif
 
+/*
+ * What a netblk/2 server tells of its disk. Requests that are on their way may
+ * have been built by the old limits; the server checks each.
+ * 6.11 made flags of the queue features of its limits.
+ */
+#define NETBLK_MAX_TRIM_BYTES (1u << 30)
+
+#ifdef NETBLK_HAVE_LIMITS_ARGUMENT
+
+static inline int netblk_compat_set_geometry(struct gendisk *disk,
+					     const struct netblk_geometry *g)
+{
+	struct queue_limits lim = queue_limits_start_update(disk->queue);
+	unsigned int most = NETBLK_MAX_TRIM_BYTES >> SECTOR_SHIFT;
+
+	lim.logical_block_size = g->block_bytes;
+	lim.physical_block_size = g->block_bytes;
+	lim.io_min = g->block_bytes;
+	lim.io_opt = g->preferred_bytes;
+	lim.max_hw_sectors = g->max_request_bytes >> SECTOR_SHIFT;
+	lim.max_hw_discard_sectors = g->trim ? most : 0;
+	lim.discard_granularity = g->trim ? g->block_bytes : 0;
+	lim.max_write_zeroes_sectors = g->zeroes ? most : 0;
+#ifdef BLK_FEAT_WRITE_CACHE
+	lim.features &= ~(BLK_FEAT_WRITE_CACHE | BLK_FEAT_FUA |
+			  BLK_FEAT_STABLE_WRITES | BLK_FEAT_ROTATIONAL);
+	if (g->cache)
+		lim.features |= BLK_FEAT_WRITE_CACHE | BLK_FEAT_FUA;
+	if (g->stable)
+		lim.features |= BLK_FEAT_STABLE_WRITES;
+	if (g->rotational)
+		lim.features |= BLK_FEAT_ROTATIONAL;
+#else
+	blk_queue_write_cache(disk->queue, g->cache, g->cache);
+#endif
+	return queue_limits_commit_update(disk->queue, &lim);
+}
+
+#else
+
+static inline int netblk_compat_set_geometry(struct gendisk *disk,
+					     const struct netblk_geometry *g)
+{
+	struct request_queue *q = disk->queue;
+	unsigned int most = NETBLK_MAX_TRIM_BYTES >> SECTOR_SHIFT;
+
+	blk_queue_logical_block_size(q, g->block_bytes);
+	blk_queue_physical_block_size(q, g->block_bytes);
+	blk_queue_io_min(q, g->block_bytes);
+	blk_queue_io_opt(q, g->preferred_bytes);
+	blk_queue_max_hw_sectors(q, g->max_request_bytes >> SECTOR_SHIFT);
+	blk_queue_max_discard_sectors(q, g->trim ? most : 0);
+	q->limits.discard_granularity = g->trim ? g->block_bytes : 0;
+	blk_queue_max_write_zeroes_sectors(q, g->zeroes ? most : 0);
+	blk_queue_write_cache(q, g->cache, g->cache);
+	return 0;
+}
+
+#endif
+
+/* Where the queue's flags are not among its limits. */
+static inline void netblk_compat_set_flags(struct gendisk *disk,
+					   const struct netblk_geometry *g)
+{
+#ifdef QUEUE_FLAG_STABLE_WRITES
+	if (g->stable)
+		blk_queue_flag_set(QUEUE_FLAG_STABLE_WRITES, disk->queue);
+	else
+		blk_queue_flag_clear(QUEUE_FLAG_STABLE_WRITES, disk->queue);
+#endif
+#ifdef QUEUE_FLAG_NONROT
+	if (g->rotational)
+		blk_queue_flag_clear(QUEUE_FLAG_NONROT, disk->queue);
+	else
+		blk_queue_flag_set(QUEUE_FLAG_NONROT, disk->queue);
+#endif
+}
+
 /* Before 6.11 a queue was rotational unless it said otherwise. */
 static inline void netblk_compat_disk_ready(struct gendisk *disk)
 {
@@ -135,6 +215,12 @@ static inline struct gendisk *netblk_compat_disk(struct gendisk *disk)
 {
 	return disk;
 }
+
+#define NETBLK_COMPAT_RELEASE(function)                        \
+	static void netblk_compat_release(struct gendisk *disk) \
+	{                                                      \
+		function(disk);                                \
+	}
 #else
 #define netblk_compat_opened block_device
 typedef fmode_t netblk_compat_mode_t;
@@ -143,6 +229,12 @@ static inline struct gendisk *netblk_compat_disk(struct block_device *bdev)
 {
 	return bdev->bd_disk;
 }
+
+#define NETBLK_COMPAT_RELEASE(function)                                      \
+	static void netblk_compat_release(struct gendisk *disk, fmode_t mode) \
+	{                                                                    \
+		function(disk);                                              \
+	}
 #endif
 
 /* 6.4: a bus's attributes get it const. */

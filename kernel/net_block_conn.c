@@ -148,6 +148,8 @@ int netblk_conn_poll(struct netblk_conn *nc)
 	if (!err) {
 		nc->established = true;
 		nc->up_at = jiffies;
+		nc->rx_at = jiffies;
+		nc->tx_at = jiffies;
 		nc->acked = READ_ONCE(tcp_sk(nc->sock->sk)->snd_una);
 	}
 	return err;
@@ -175,7 +177,8 @@ static void netblk_set_options(struct sock *sk)
  * and perhaps its namespace, are gone.
  */
 struct netblk_conn *netblk_conn_open(struct netblk_queue *q,
-				     const struct netblk_addr *addr)
+				     const struct netblk_addr *addr,
+				     const struct netblk_proto *proto)
 {
 	struct netblk_device *nd = q->nd;
 	unsigned int noreclaim = memalloc_noreclaim_save();
@@ -188,7 +191,7 @@ struct netblk_conn *netblk_conn_open(struct netblk_queue *q,
 		goto out;
 	nc->nd = nd;
 	nc->queue = q;
-	nc->proto = nd->proto;
+	nc->proto = proto;
 	nc->addr = *addr;
 	nc->epoch = ++nd->epoch;
 	nc->deadline = jiffies +
@@ -280,20 +283,22 @@ static bool netblk_peer_closed(const struct sock *sk)
 }
 
 /*
- * Take leave of a server that owes us nothing: farewell and FIN, then wait a
- * little for its FIN. What is left is for netblk_conn_close() to reset.
+ * Take leave of a netblk/1 server that owes us nothing: farewell and FIN, then
+ * wait a little for its FIN. What is left is for netblk_conn_close() to reset.
  */
 void netblk_conn_goodbye(struct netblk_conn *nc)
 {
+	struct netblk1_request goodbye = { .command = NETBLK1_CMD_DISCONNECT };
 	struct sock *sk = nc->sock->sk;
 	struct bio_vec bv;
-	size_t length;
 
-	if (!nc->established || nc->tx_next || !list_empty(&nc->inflight))
+	if (nc->proto->version != 1 || !nc->established || nc->tx_next ||
+	    !list_empty(&nc->inflight))
 		return;
-	length = nc->proto->encode_goodbye(nc->goodbye);
-	netblk_bvec_set_virt(&bv, nc->goodbye, length);
-	if (netblk_net_write(nc, &bv, 1, length, false) != length)
+	memcpy(nc->ctl, &goodbye, sizeof(goodbye));
+	netblk_bvec_set_virt(&bv, nc->ctl, sizeof(goodbye));
+	if (netblk_net_write(nc, &bv, 1, sizeof(goodbye), false) !=
+	    sizeof(goodbye))
 		return;
 	kernel_sock_shutdown(nc->sock, SHUT_WR);
 	wait_event_idle_timeout(nc->nd->wait, netblk_peer_closed(sk),
@@ -347,6 +352,19 @@ void netblk_cursor_advance(struct netblk_cursor *c, size_t bytes)
 	}
 }
 
+/* The data at @c, as far as it is in one page. */
+struct bio_vec netblk_cursor_page(const struct netblk_cursor *c)
+{
+	struct bvec_iter iter = c->iter;
+	struct bio *bio = c->bio;
+
+	while (!iter.bi_size) {
+		bio = bio->bi_next;
+		iter = bio->bi_iter;
+	}
+	return bvec_iter_bvec(bio->bi_io_vec, iter);
+}
+
 /*
  * Sends copy. Zero-copy would leave the user's pages in TCP's retransmit queue
  * after the request was answered, failed or reissued, with whatever the user
@@ -393,9 +411,45 @@ static unsigned long netblk_tick(struct netblk_device *nd)
 }
 
 /*
+ * The next request to send, which is in flight from here on; NULL: there is
+ * none, or no slot for it.
+ */
+static struct netblk_cmd *netblk_tx_pop(struct netblk_conn *nc)
+{
+	struct netblk_queue *q = nc->queue;
+	struct netblk_cmd *cmd = NULL;
+	bool first = false;
+
+	spin_lock(&q->lock);
+	if (!nc->draining)
+		cmd = list_first_entry_or_null(&q->pending, struct netblk_cmd,
+					       node);
+	if (cmd && nc->proto->version == 2 && !netblk_slot_get(q, cmd))
+		cmd = NULL;
+	if (cmd) {
+		first = list_empty(&nc->inflight);
+		if (first) {
+			nc->head_at = jiffies;
+			nc->progress_at = nc->head_at;
+		}
+		list_move_tail(&cmd->node, &nc->inflight);
+		cmd->in_flight = true;
+		if (cmd->type == NETBLK2_READ)
+			nc->reads_in_flight++;
+		if (!cmd->sent_at)
+			cmd->sent_at = jiffies | 1;
+	}
+	spin_unlock(&q->lock);
+	/* The thread may sleep with no deadline. */
+	if (first && !timer_pending(&nc->nd->watchdog))
+		mod_timer(&nc->nd->watchdog, jiffies + netblk_tick(nc->nd));
+	return cmd;
+}
+
+/*
  * Fill tx_bv from the requests in flight that are not wholly sent, and then
- * from the pending ones, which are in flight from here on. One sendmsg() may
- * carry many requests, or a part of one.
+ * from the pending ones. One sendmsg() may carry many requests, or a part of
+ * one. A request that is not wholly sent belongs to who holds tx_lock.
  */
 static unsigned int netblk_tx_map(struct netblk_conn *nc, size_t *bytes,
 				  bool *more)
@@ -406,36 +460,27 @@ static unsigned int netblk_tx_map(struct netblk_conn *nc, size_t *bytes,
 
 	*bytes = 0;
 	*more = false;
-	spin_lock(&q->lock);
+	/* A message of the connection's own stands between requests only. */
+	if (nc->ctl_done < nc->ctl_length) {
+		*bytes = nc->ctl_length - nc->ctl_done;
+		netblk_bvec_set_virt(&nc->tx_bv[n++], nc->ctl + nc->ctl_done,
+				     *bytes);
+	}
 	for (;;) {
 		size_t mapped = 0;
 
+		if (n == NETBLK_SEGMENTS) {
+			*more = cmd || !list_empty(&q->pending);
+			break;
+		}
 		if (!cmd) {
-			if (nc->draining || list_empty(&q->pending))
+			cmd = netblk_tx_pop(nc);
+			if (!cmd)
 				break;
-			if (n == NETBLK_SEGMENTS) {
-				*more = true;
-				break;
-			}
-			cmd = list_first_entry(&q->pending, struct netblk_cmd,
-					       node);
-			if (list_empty(&nc->inflight)) {
-				nc->head_at = jiffies;
-				nc->progress_at = nc->head_at;
-				/* The thread may sleep with no deadline. */
-				if (!timer_pending(&nc->nd->watchdog))
-					mod_timer(&nc->nd->watchdog, jiffies +
-						  netblk_tick(nc->nd));
-			}
-			list_move_tail(&cmd->node, &nc->inflight);
-			nc->proto->encode(cmd);
+			nc->proto->encode(nc, cmd);
 			trace_netblk_issue(nc->nd, blk_mq_rq_from_pdu(cmd));
 			if (!nc->tx_next)
 				nc->tx_next = cmd;
-		}
-		if (n == NETBLK_SEGMENTS) {
-			*more = true;
-			break;
 		}
 		if (cmd->header_done < cmd->header_length) {
 			netblk_bvec_set_virt(&nc->tx_bv[n++],
@@ -453,10 +498,11 @@ static unsigned int netblk_tx_map(struct netblk_conn *nc, size_t *bytes,
 				break;
 			}
 		}
+		spin_lock(&q->lock);
 		cmd = list_is_last(&cmd->node, &nc->inflight) ?
 			NULL : list_next_entry(cmd, node);
+		spin_unlock(&q->lock);
 	}
-	spin_unlock(&q->lock);
 	return n;
 }
 
@@ -467,8 +513,12 @@ static unsigned int netblk_tx_map(struct netblk_conn *nc, size_t *bytes,
 static void netblk_tx_done(struct netblk_conn *nc, size_t bytes)
 {
 	struct netblk_queue *q = nc->queue;
-	bool complete = false;
+	size_t control = min_t(size_t, bytes, nc->ctl_length - nc->ctl_done);
+	bool complete = false, early;
 
+	nc->tx_at = jiffies;
+	nc->ctl_done += control;
+	bytes -= control;
 	spin_lock(&q->lock);
 	while (bytes) {
 		struct netblk_cmd *cmd = nc->tx_next;
@@ -490,13 +540,14 @@ static void netblk_tx_done(struct netblk_conn *nc, size_t bytes)
 		cmd->sent = true;
 		complete = true;
 	}
+	early = nc->rx_early;
 	spin_unlock(&q->lock);
 
 	/*
 	 * An answer that came before its request was marked sent has been left
-	 * in the socket (rx_map), and nothing will announce it again.
+	 * where it is (rx_map), and nothing will announce it again.
 	 */
-	if (complete && netblk_conn_has_input(nc))
+	if (complete && (early || netblk_conn_has_input(nc)))
 		netblk_kick(nc->nd);
 }
 
@@ -534,6 +585,27 @@ int netblk_conn_tx(struct netblk_conn *nc)
 	}
 }
 
+/*
+ * Send a message of the connection's own, between two requests. False: one is
+ * being sent, or waits to be.
+ */
+bool netblk_conn_control(struct netblk_conn *nc, const u8 *header,
+			 size_t length)
+{
+	bool taken;
+
+	mutex_lock(&nc->queue->tx_lock);
+	taken = !nc->tx_next && nc->ctl_done == nc->ctl_length && !nc->tx_error;
+	if (taken) {
+		memcpy(nc->ctl, header, length);
+		nc->ctl_length = length;
+		nc->ctl_done = 0;
+		nc->tx_error = netblk_conn_tx(nc);
+	}
+	mutex_unlock(&nc->queue->tx_lock);
+	return taken;
+}
+
 /* Receive until nothing is left. Negative: the connection is of no more use. */
 int netblk_conn_rx(struct netblk_conn *nc)
 {
@@ -541,11 +613,14 @@ int netblk_conn_rx(struct netblk_conn *nc)
 	struct sock *sk = nc->sock->sk;
 	unsigned int budget;
 	bool unsolicited;
+	int err = nc->proto->rx_begin ? nc->proto->rx_begin(nc) : 0;
 
+	if (err)
+		return err;
 	for (budget = NETBLK_RX_BUDGET; budget; budget--) {
 		unsigned int segments;
 		size_t bytes;
-		int got, err;
+		int got;
 
 		segments = nc->proto->rx_map(nc, nc->rx_bv, NETBLK_SEGMENTS,
 					     &bytes);
@@ -560,6 +635,7 @@ int netblk_conn_rx(struct netblk_conn *nc)
 			return got ? got : -ECONNRESET;
 		}
 		nc->progress_at = jiffies;
+		nc->rx_at = nc->progress_at;
 		err = nc->proto->rx_done(nc, got);
 		if (err)
 			return err;
@@ -582,8 +658,7 @@ int netblk_conn_rx(struct netblk_conn *nc)
 		return -EPROTO;
 	}
 	if (netblk_peer_closed(sk)) {
-		int err = sock_error(sk);
-
+		err = sock_error(sk);
 		if (!err)
 			nc->why = "the server closed it";
 		return err ? err : -ECONNRESET;
@@ -591,11 +666,21 @@ int netblk_conn_rx(struct netblk_conn *nc)
 	return 0;
 }
 
+static void netblk_sooner(unsigned long *wake_at, unsigned long at)
+{
+	if (time_before(at, *wake_at))
+		*wake_at = at;
+}
+
 /*
  * Is the oldest request being answered? Its connection is dead when for
  * io_timeout_ms neither a byte came nor a byte of ours was acknowledged, or
  * when the whole of it goes slower than NETBLK_MIN_RATE: a server that sends a
  * byte now and then would hold its client for ever.
+ *
+ * In netblk/2 a slow request delays no other, and the server's heartbeats are
+ * bytes. There a request may take dead_time_ms, over all connections that carry
+ * it; -ETIME says that this has passed.
  */
 int netblk_conn_check(struct netblk_conn *nc, unsigned long *wake_at)
 {
@@ -604,6 +689,7 @@ int netblk_conn_check(struct netblk_conn *nc, unsigned long *wake_at)
 	unsigned int timeout_ms = READ_ONCE(nd->io_timeout_ms);
 	u32 acked = READ_ONCE(tcp_sk(nc->sock->sk)->snd_una);
 	unsigned long now = jiffies, silent_at, slow_at;
+	unsigned long heartbeat = msecs_to_jiffies(nc->welcome.heartbeat_ms);
 	struct netblk_cmd *oldest;
 	unsigned int length = 0;
 
@@ -619,7 +705,27 @@ int netblk_conn_check(struct netblk_conn *nc, unsigned long *wake_at)
 	silent_at = nc->progress_at + msecs_to_jiffies(timeout_ms);
 	slow_at = nc->head_at +
 		msecs_to_jiffies(timeout_ms + length / (NETBLK_MIN_RATE / 1000));
+	if (oldest && nc->proto->version == 2)
+		slow_at = oldest->sent_at +
+			msecs_to_jiffies(netblk_dead_time_ms(nd));
 	spin_unlock(&q->lock);
+	if (heartbeat) {
+		unsigned long gone_at = nc->rx_at +
+			NETBLK2_HEARTBEAT_PERIODS * heartbeat;
+		unsigned long say_at = READ_ONCE(nc->tx_at) + heartbeat / 2;
+
+		if (time_after_eq(now, gone_at)) {
+			nc->why = "no heartbeat for three periods";
+			return -ETIMEDOUT;
+		}
+		if (time_after_eq(now, say_at)) {
+			netblk2_heartbeat(nc);
+			/* also when bytes of ours are on their way */
+			say_at = now + heartbeat / 2;
+		}
+		netblk_sooner(wake_at, gone_at);
+		netblk_sooner(wake_at, say_at);
+	}
 	if (!oldest)
 		return 0;
 
@@ -628,14 +734,15 @@ int netblk_conn_check(struct netblk_conn *nc, unsigned long *wake_at)
 		return -ETIMEDOUT;
 	}
 	if (time_after_eq(now, slow_at)) {
+		if (nc->proto->version == 2) {
+			nc->why = "a request is not answered within dead_time_ms";
+			return -ETIME;
+		}
 		nc->why = "it answers too slowly";
 		return -ETIMEDOUT;
 	}
-	if (time_before(silent_at, *wake_at))
-		*wake_at = silent_at;
-	if (time_before(slow_at, *wake_at))
-		*wake_at = slow_at;
-	if (time_before(now + netblk_tick(nd), *wake_at))
-		*wake_at = now + netblk_tick(nd);
+	netblk_sooner(wake_at, silent_at);
+	netblk_sooner(wake_at, slow_at);
+	netblk_sooner(wake_at, now + netblk_tick(nd));
 	return 0;
 }

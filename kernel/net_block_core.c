@@ -18,6 +18,7 @@
 
 #include "compat.h"
 #include "net_block.h"
+#include "net_block_core.h"
 
 enum netblk_op_kind {
 	NETBLK_OP_CONNECT,
@@ -37,14 +38,10 @@ struct netblk_op {
 	enum netblk_op_kind kind;
 	struct netblk_addr addr;
 	struct netblk_handover *handover; /* the asker's, who waits for the end */
+	struct netblk_wish wish;
 	bool connected; /* a connection was made, not just found */
 	int error;
 };
-
-static unsigned long netblk_ms(const unsigned int *ms)
-{
-	return msecs_to_jiffies(READ_ONCE(*ms));
-}
 
 static bool netblk_same_addr(const struct netblk_addr *a,
 			     const struct netblk_addr *b)
@@ -77,79 +74,14 @@ static void netblk_set_state(struct netblk_device *nd, enum netblk_state state)
 		sysfs_notify_dirent(nd->state_node);
 }
 
-static void netblk_change_state(struct netblk_device *nd,
-				enum netblk_state state)
+void netblk_change_state(struct netblk_device *nd,
+			 enum netblk_state state)
 {
 	if (nd->state != state)
 		nd->tell = true;
 	spin_lock(&nd->lock);
 	netblk_set_state(nd, state);
 	spin_unlock(&nd->lock);
-}
-
-/*
- * Take the connection away from senders and the thread; the requests in flight
- * go to @list in their order. The caller closes the connection.
- */
-static struct netblk_conn *netblk_detach(struct netblk_queue *q,
-					 struct list_head *list)
-{
-	struct netblk_conn *nc;
-
-	mutex_lock(&q->tx_lock);
-	spin_lock(&q->lock);
-	nc = q->conn;
-	q->conn = NULL;
-	if (nc)
-		list_splice_tail_init(&nc->inflight, list);
-	spin_unlock(&q->lock);
-	mutex_unlock(&q->tx_lock);
-	return nc;
-}
-
-/* Senders see @nc from here on; what is in @again is sent first. */
-static void netblk_attach(struct netblk_queue *q, struct netblk_conn *nc,
-			  struct list_head *again)
-{
-	mutex_lock(&q->tx_lock);
-	spin_lock(&q->lock);
-	list_splice(again, &q->pending);
-	q->conn = nc;
-	spin_unlock(&q->lock);
-	mutex_unlock(&q->tx_lock);
-}
-
-static void netblk_set_draining(struct netblk_queue *q, bool draining)
-{
-	mutex_lock(&q->tx_lock);
-	q->conn->draining = draining;
-	mutex_unlock(&q->tx_lock);
-}
-
-static bool netblk_any_conn(const struct netblk_device *nd)
-{
-	unsigned int i;
-
-	for (i = 0; i < nd->nr_queues; i++)
-		if (nd->queues[i].conn)
-			return true;
-	return false;
-}
-
-static bool netblk_any_dead(const struct netblk_device *nd)
-{
-	unsigned int i;
-
-	for (i = 0; i < nd->nr_queues; i++)
-		if (nd->queues[i].dead)
-			return true;
-	return false;
-}
-
-static void netblk_not_dead(struct netblk_queue *q)
-{
-	q->dead = false;
-	q->tries = 0;
 }
 
 static void netblk_end_op(struct netblk_op *op, int error)
@@ -160,7 +92,7 @@ static void netblk_end_op(struct netblk_op *op, int error)
 		kfree(op);
 }
 
-static void netblk_end_waiting(struct netblk_device *nd, int error)
+void netblk_end_waiting(struct netblk_device *nd, int error)
 {
 	struct netblk_op *op, *tmp;
 
@@ -171,7 +103,7 @@ static void netblk_end_waiting(struct netblk_device *nd, int error)
 	}
 }
 
-static void netblk_cancel_next(struct netblk_device *nd, int error)
+void netblk_cancel_next(struct netblk_device *nd, int error)
 {
 	if (nd->next) {
 		struct netblk_queue *q = nd->next->queue;
@@ -187,53 +119,32 @@ static void netblk_cancel_next(struct netblk_device *nd, int error)
 	netblk_end_waiting(nd, error);
 }
 
-/*
- * No more I/O: every request ends with EIO, and netblk_queue_rq() refuses new
- * ones from the moment the state is set. A connection with requests in flight
- * is reset before they end, so that a write is not applied after its failure
- * was reported.
- */
-static void netblk_fail_all(struct netblk_device *nd, enum netblk_state state)
-{
-	struct netblk_cmd *cmd, *tmp;
-	LIST_HEAD(failed);
-	unsigned int i;
-
-	netblk_change_state(nd, state);
-	for (i = 0; i < nd->nr_queues; i++) {
-		struct netblk_queue *q = &nd->queues[i];
-		LIST_HEAD(unanswered);
-		struct netblk_conn *nc = netblk_detach(q, &unanswered);
-
-		if (nc) {
-			if (list_empty(&unanswered))
-				netblk_conn_goodbye(nc);
-			netblk_conn_close(nc);
-		}
-		spin_lock(&q->lock);
-		list_splice_tail_init(&q->pending, &unanswered);
-		spin_unlock(&q->lock);
-		list_splice_tail(&unanswered, &failed);
-		netblk_not_dead(q);
-	}
-
-	list_for_each_entry_safe(cmd, tmp, &failed, node) {
-		list_del_init(&cmd->node);
-		netblk_end_cmd(cmd, BLK_STS_IOERR);
-		cond_resched();
-	}
-}
-
 static void netblk_give_up(struct netblk_queue *q, const char *limit)
 {
 	struct netblk_device *nd = q->nd;
 
 	pr_err("%s: gave up on %pI4:%u after %u tries in %u ms (%s): %s (%pe); I/O fails until connect\n",
 	       netblk_name(nd), &nd->addr.ip, nd->addr.port, q->tries,
-	       jiffies_to_msecs(jiffies - q->dead_since), limit, nd->why,
+	       q->dead ? jiffies_to_msecs(jiffies - q->dead_since) : 0, limit,
+	       nd->why,
 	       ERR_PTR(nd->error));
 	netblk_fail_all(nd, NETBLK_STATE_ERROR);
 	netblk_cancel_next(nd, -ETIMEDOUT);
+}
+
+/*
+ * From the beginning of one try to that of the next. Tries of netblk/1 are
+ * counted, and so keep their distance; a netblk/2 session is sought until its
+ * dead time, more and more seldom.
+ */
+static unsigned long netblk_pause(struct netblk_queue *q)
+{
+	unsigned int most = READ_ONCE(q->nd->connect_timeout_ms);
+
+	if (q->nd->version != 2)
+		return msecs_to_jiffies(most);
+	return msecs_to_jiffies(min(most, NETBLK_FIRST_PAUSE_MS <<
+						  min(q->tries, 10u)));
 }
 
 /*
@@ -267,13 +178,14 @@ static void netblk_lost(struct netblk_queue *q, int error)
 	spin_unlock(&q->lock);
 	if (!q->dead ||
 	    time_after_eq(quiet_until,
-			  nc->up_at + netblk_ms(&nd->dead_time_ms))) {
+			  nc->up_at +
+				  msecs_to_jiffies(netblk_dead_time_ms(nd)))) {
 		q->dead = true;
 		q->dead_since = now;
 		q->tries = 0;
 		q->try_at = now;
 	} else {
-		q->try_at = q->tried_at + netblk_ms(&nd->connect_timeout_ms);
+		q->try_at = q->tried_at + netblk_pause(q);
 	}
 
 	list_for_each_entry(cmd, &again, node) {
@@ -299,119 +211,12 @@ static unsigned long netblk_dead_at(struct netblk_queue *q)
 	if (q->active && time_after(q->busy_since, from))
 		from = q->busy_since;
 	spin_unlock(&q->lock);
-	return from + netblk_ms(&q->nd->dead_time_ms);
-}
-
-/* next becomes its queue's connection. */
-static void netblk_promote(struct netblk_device *nd)
-{
-	struct netblk_conn *old, *nc = nd->next;
-	struct netblk_queue *q = nc->queue;
-	struct netblk_cmd *cmd;
-	LIST_HEAD(again);
-
-	old = netblk_detach(q, &again);
-	if (old) {
-		/* A drain that ran out of time: the rest is sent to the new. */
-		list_for_each_entry(cmd, &again, node)
-			netblk_cmd_rewind(cmd);
-		if (!list_empty(&again)) {
-			netblk_conn_close(old);
-			old = NULL;
-		}
-	}
-
-	nd->next = NULL;
-	nd->one_try = false;
-	nd->handed_over = false;
-	nd->addr = nc->addr;
-	nc->up_at = jiffies;
-	if (!list_empty(&nd->waiting))
-		netblk_not_dead(q);
-	pr_info_ratelimited("%s: %sconnected to %pI4:%u\n", netblk_name(nd),
-			    q->dead ? "re" : "", &nc->addr.ip, nc->addr.port);
-	if (q->dead)
-		netblk_stats_reconnected(q);
-
-	netblk_attach(q, nc, &again);
-	netblk_change_state(nd, NETBLK_STATE_CONNECTED);
-	netblk_end_waiting(nd, 0);
-	netblk_tx(q);
-	if (old) {
-		netblk_conn_goodbye(old);
-		netblk_conn_close(old);
-	}
-}
-
-static void netblk_try_failed(struct netblk_device *nd, int error)
-{
-	struct netblk_conn *nc = nd->next;
-	bool user = !list_empty(&nd->waiting);
-	bool one_try = nd->one_try;
-
-	if (nc) {
-		pr_warn_ratelimited("%s: cannot connect to %pI4:%u: %pe\n",
-				    netblk_name(nd), &nc->addr.ip,
-				    nc->addr.port, ERR_PTR(error));
-	} else {
-		pr_warn_ratelimited("%s: cannot make a socket: %pe\n",
-				    netblk_name(nd), ERR_PTR(error));
-	}
-	if (!user || one_try) {
-		nd->why = "cannot connect";
-		nd->error = error;
-	}
-	if (one_try)
-		netblk_fail_all(nd, NETBLK_STATE_ERROR);
-	netblk_cancel_next(nd, error);
-}
-
-/* Begin to connect @q to @addr. */
-static void netblk_open_next(struct netblk_queue *q,
-			     const struct netblk_addr *addr)
-{
-	struct netblk_conn *nc = netblk_conn_open(q, addr);
-
-	if (IS_ERR(nc)) {
-		netblk_try_failed(q->nd, PTR_ERR(nc));
-		return;
-	}
-	q->nd->next = nc;
-}
-
-/* Look at the connection being made; a move waits for the old one to drain. */
-static void netblk_service_next(struct netblk_device *nd)
-{
-	struct netblk_conn *nc = nd->next;
-	struct netblk_queue *q = nc->queue;
-	bool drained;
-	int err;
-
-	if (!nc->established) {
-		err = netblk_conn_poll(nc);
-		if (err == -EINPROGRESS &&
-		    time_after_eq(jiffies, nc->deadline))
-			err = -ETIMEDOUT;
-		if (err == -EINPROGRESS)
-			return;
-		if (err) {
-			netblk_try_failed(nd, err);
-			return;
-		}
-		nc->deadline = jiffies + netblk_ms(&nd->io_timeout_ms);
-		if (q->conn)
-			netblk_set_draining(q, true);
-	}
-
-	spin_lock(&q->lock);
-	drained = !q->conn || list_empty(&q->conn->inflight);
-	spin_unlock(&q->lock);
-	if (drained || time_after_eq(jiffies, nc->deadline))
-		netblk_promote(nd);
+	return from + msecs_to_jiffies(netblk_dead_time_ms(q->nd));
 }
 
 static void netblk_service(struct netblk_queue *q, unsigned long *wake_at)
 {
+	struct netblk_device *nd = q->nd;
 	struct netblk_conn *nc = q->conn;
 	u64 replies = nc->replies;
 	int err;
@@ -433,8 +238,16 @@ static void netblk_service(struct netblk_queue *q, unsigned long *wake_at)
 		err = READ_ONCE(nc->tx_error);
 	if (!err)
 		err = netblk_conn_check(nc, wake_at);
-	if (err)
+	/* a heartbeat may have met it */
+	if (!err)
+		err = READ_ONCE(nc->tx_error);
+	if (err == -ETIME) {
+		nd->why = nc->why;
+		nd->error = err;
+		netblk_give_up(q, "dead_time_ms");
+	} else if (err) {
 		netblk_lost(q, err);
+	}
 }
 
 static void netblk_op_connect(struct netblk_device *nd, struct netblk_op *op)
@@ -455,47 +268,9 @@ static void netblk_op_connect(struct netblk_device *nd, struct netblk_op *op)
 	nd->one_try = !netblk_any_conn(nd) && !netblk_any_dead(nd);
 	if (nd->one_try)
 		netblk_change_state(nd, NETBLK_STATE_CONNECTING);
-	netblk_open_next(&nd->queues[0], &op->addr);
-}
-
-/*
- * Sockets from user space take the place of all connections. Those are reset
- * first, and what they carried is sent again on the new ones.
- */
-static void netblk_op_handover(struct netblk_device *nd,
-			       struct netblk_handover *h)
-{
-	struct netblk_cmd *cmd;
-	unsigned int i;
-
-	netblk_cancel_next(nd, -ECANCELED);
-	nd->proto = h->proto;
-	for (i = 0; i < nd->nr_queues; i++) {
-		struct netblk_queue *q = &nd->queues[i];
-		LIST_HEAD(again);
-		struct netblk_conn *old = netblk_detach(q, &again);
-
-		if (old)
-			netblk_conn_close(old);
-		list_for_each_entry(cmd, &again, node)
-			netblk_cmd_rewind(cmd);
-		if (q->dead)
-			netblk_stats_reconnected(q);
-		netblk_not_dead(q);
-		h->conns[i]->up_at = jiffies;
-		netblk_attach(q, h->conns[i], &again);
-	}
-	nd->addr = h->conns[0]->addr;
-	nd->handed_over = true;
-	netblk_change_state(nd, NETBLK_STATE_CONNECTED);
-	for (i = 0; i < nd->nr_queues; i++) {
-		h->conns[i] = NULL;
-		netblk_tx(&nd->queues[i]);
-	}
-	pr_info_ratelimited("%s: was handed a connection to %pI4:%u\n",
-			    netblk_name(nd), &nd->addr.ip, nd->addr.port);
-	/* what came before the callbacks were ours has woken nobody */
-	netblk_kick(nd);
+	nd->next_wish = op->wish;
+	netblk_open_next(&nd->queues[0], &op->addr,
+			 op->wish.protocol == 1 ? 1 : 2, true);
 }
 
 static void netblk_op_disconnect(struct netblk_device *nd)
@@ -523,8 +298,7 @@ static void netblk_take_ops(struct netblk_device *nd)
 		if (op->kind == NETBLK_OP_CONNECT) {
 			netblk_op_connect(nd, op);
 		} else if (op->kind == NETBLK_OP_HANDOVER) {
-			netblk_op_handover(nd, op->handover);
-			netblk_end_op(op, 0);
+			netblk_end_op(op, netblk_op_handover(nd, op->handover));
 		} else {
 			netblk_op_disconnect(nd);
 			netblk_end_op(op, 0);
@@ -555,17 +329,32 @@ static void netblk_seek(struct netblk_queue *q, unsigned long *wake_at)
 	/* user space has to bring the next connection of what it handed over */
 	if (q->conn || nd->next || nd->handed_over)
 		return;
-	if (q->tries >= READ_ONCE(nd->max_retries)) {
+	if (nd->version != 2 && q->tries >= READ_ONCE(nd->max_retries)) {
 		netblk_give_up(q, "max_retries");
 	} else if (time_after_eq(jiffies, q->try_at)) {
 		q->tries++;
 		q->tried_at = jiffies;
-		q->try_at = q->tried_at + netblk_ms(&nd->connect_timeout_ms);
-		netblk_open_next(q, &nd->addr);
-		netblk_kick(nd);
+		q->try_at = q->tried_at + netblk_pause(q);
+		netblk_open_next(q, &nd->addr, nd->version, false);
 	} else if (time_before(q->try_at, *wake_at)) {
 		*wake_at = q->try_at;
 	}
+}
+
+/* Add one connection to a netblk/2 session that may have more. */
+static void netblk_join(struct netblk_device *nd, unsigned long *wake_at)
+{
+	struct netblk_queue *q;
+
+	if (!nd->has_session || nd->handed_over || nd->next ||
+	    nd->nr_live >= nd->stride ||
+	    !netblk_any_conn(nd))
+		return;
+	q = &nd->queues[nd->nr_live];
+	if (time_after_eq(jiffies, nd->join_at))
+		netblk_open_next(q, &nd->addr, 2, false);
+	else if (time_before(nd->join_at, *wake_at))
+		*wake_at = nd->join_at;
 }
 
 /* One look at everything. Returns how long to sleep at most, in jiffies. */
@@ -586,6 +375,7 @@ static long netblk_step(struct netblk_device *nd)
 	for (i = 0; i < nd->nr_queues; i++)
 		if (nd->queues[i].dead && !nd->one_try)
 			netblk_seek(&nd->queues[i], &wake_at);
+	netblk_join(nd, &wake_at);
 
 	now = jiffies;
 	return time_after(wake_at, now) ? (long)(wake_at - now) : 0;
@@ -640,6 +430,7 @@ static int netblk_do_op(struct netblk_device *nd, enum netblk_op_kind kind,
 	if (kind == NETBLK_OP_SHUTDOWN)
 		nd->removing = true;
 	op->addr = nd->configured;
+	op->wish = nd->wish;
 	list_add_tail(&op->node, &nd->ops);
 	spin_unlock(&nd->lock);
 	netblk_kick(nd);
@@ -696,9 +487,9 @@ int netblk_handover(struct netblk_device *nd, struct netblk_handover *h)
 	bool fresh = READ_ONCE(nd->state) != NETBLK_STATE_CONNECTING;
 	int err = netblk_do_op(nd, NETBLK_OP_HANDOVER, h, NULL);
 
-	if (!err && h->size_bytes)
-		set_capacity_and_notify(nd->disk,
-					h->size_bytes >> SECTOR_SHIFT);
+	/* The size is there when the caller is told so. */
+	if (!err)
+		flush_work(&nd->config_work);
 	if (!err && fresh)
 		netblk_new_server(nd);
 	return err;
@@ -714,6 +505,9 @@ int netblk_disconnect(struct netblk_device *nd)
 void netblk_shutdown(struct netblk_device *nd)
 {
 	netblk_do_op(nd, NETBLK_OP_SHUTDOWN, NULL, NULL);
+	netblk_do_op(nd, NETBLK_OP_SHUTDOWN, NULL, NULL);
+	/* It may wait for who waits for I/O, and I/O fails from here on. */
+	cancel_work_sync(&nd->config_work);
 }
 
 int netblk_core_start(struct netblk_device *nd)
@@ -722,6 +516,7 @@ int netblk_core_start(struct netblk_device *nd)
 	INIT_LIST_HEAD(&nd->ops);
 	INIT_LIST_HEAD(&nd->waiting);
 	init_waitqueue_head(&nd->wait);
+	INIT_WORK(&nd->config_work, netblk_config_work);
 	timer_setup(&nd->watchdog, netblk_watchdog, 0);
 	nd->why = "not connected";
 

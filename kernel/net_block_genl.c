@@ -23,7 +23,10 @@
 #define NETBLK_MAX_OPTIONS 4096
 
 /* What of netblk/2 the driver does on sockets that it is given. */
-#define NETBLK_HANDOVER_FEATURES 0
+#define NETBLK_HANDOVER_FEATURES            \
+	(BIT(NETBLK2_FEATURE_CRC32C) |      \
+	 BIT(NETBLK2_FEATURE_HEARTBEAT) |  \
+	 BIT(NETBLK2_FEATURE_RESIZE))
 
 static struct netlink_range_validation netblk_numbers = {
 	.max = NETBLK_MAX_DEVICES - 1,
@@ -125,7 +128,7 @@ static int netblk_genl_fill(struct sk_buff *skb, struct netblk_device *nd,
 	    nla_put_string(skb, NETBLK_A_WHY, READ_ONCE(nd->why)) ||
 	    nla_put_s32(skb, NETBLK_A_ERROR, READ_ONCE(nd->error)) ||
 	    nla_put_u32(skb, NETBLK_A_PROTOCOL,
-			READ_ONCE(nd->proto)->version) ||
+			READ_ONCE(nd->version)) ||
 	    (READ_ONCE(nd->handed_over) &&
 	     nla_put_flag(skb, NETBLK_A_HANDED_OVER)) ||
 	    nla_put_u64_64bit(skb, NETBLK_A_SIZE_BYTES,
@@ -418,6 +421,25 @@ static int netblk_take_handover(struct netblk_handover *h,
 	return -EINVAL;
 }
 
+/* What the kernel's own handshake would have made of the server's welcome. */
+static void netblk_welcome_of(const struct netblk_handover *h,
+			      struct netblk_welcome *w)
+{
+	w->flags = h->flags;
+	w->max_connections = h->count;
+	memcpy(w->session_id, h->session_id, NETBLK2_ID_SIZE);
+	memcpy(w->store_uuid, h->store_uuid, NETBLK2_ID_SIZE);
+	w->generation = h->generation;
+	w->size_bytes = h->size_bytes;
+	w->block_bytes = h->block_bytes;
+	w->preferred_bytes = h->preferred_bytes;
+	w->max_payload_bytes = h->max_payload_bytes;
+	w->slots = h->slots;
+	w->crc32c = h->features & BIT(NETBLK2_FEATURE_CRC32C);
+	w->resize = h->features & BIT(NETBLK2_FEATURE_RESIZE);
+	w->heartbeat_ms = h->heartbeat_ms;
+}
+
 /*
  * Make connections of the sockets, and let the device's thread have them. It
  * resets those that it has before it uses the new ones.
@@ -428,13 +450,9 @@ static int netblk_hand_over(struct netblk_device *nd, struct netblk_handover *h,
 	unsigned int i;
 	int err;
 
-	h->proto = h->protocol == 1 ? &netblk_proto1 : NULL;
-	if (!h->proto) {
-		NL_SET_ERR_MSG(extack, "this driver does not speak that version of the protocol");
-		return -EPROTONOSUPPORT;
-	}
-	if (h->count != nd->nr_queues) {
-		NL_SET_ERR_MSG(extack, "the device has another number of queues");
+	h->proto = h->protocol == 1 ? &netblk_proto1 : &netblk_proto2;
+	if (h->count > nd->nr_queues) {
+		NL_SET_ERR_MSG(extack, "the device has fewer queues");
 		return -EINVAL;
 	}
 	for (i = 0; i < h->count; i++) {
@@ -447,6 +465,8 @@ static int netblk_hand_over(struct netblk_device *nd, struct netblk_handover *h,
 			goto close;
 		}
 		nc->proto = h->proto;
+		nc->epoch = h->epochs[i];
+		netblk_welcome_of(h, &nc->welcome);
 		h->conns[i] = nc;
 		h->sockets[i] = NULL; /* it is the connection's now */
 	}

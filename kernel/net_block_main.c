@@ -34,9 +34,18 @@ static int netblk_open(struct netblk_compat_opened *opened,
 	return nd->removed ? -ENXIO : 0;
 }
 
+/* The last user has gone: nobody is left who counts on what was lost. */
+static void netblk_release(struct gendisk *disk)
+{
+	if (!disk_openers(disk))
+		netblk_reset_lost(disk->private_data);
+}
+NETBLK_COMPAT_RELEASE(netblk_release)
+
 static const struct block_device_operations netblk_fops = {
 	.owner = THIS_MODULE,
 	.open = netblk_open,
+	.release = netblk_compat_release,
 	.getgeo = netblk_getgeo,
 };
 
@@ -80,7 +89,6 @@ struct netblk_device *netblk_create(const struct netblk_config *config,
 	if (!nd)
 		return ERR_PTR(err);
 	nd->number = number;
-	nd->proto = &netblk_proto1;
 	nd->size_mb = config->size_mb;
 	nd->configured.ip = config->ip;
 	nd->configured.port = config->server_port;
@@ -89,11 +97,22 @@ struct netblk_device *netblk_create(const struct netblk_config *config,
 	nd->connect_timeout_ms = config->connect_timeout_ms;
 	nd->io_timeout_ms = config->io_timeout_ms;
 	nd->dead_time_ms = config->dead_time_ms;
+	nd->wish = config->wish;
+	nd->wish.heartbeat_ms = config->heartbeat_ms;
+	nd->wish.crc32c = config->crc32c;
+	/* Two devices on one export are two clients, or one would fence the other. */
+	nd->wish.client_id[NETBLK2_ID_SIZE - 2] ^= number >> 8;
+	nd->wish.client_id[NETBLK2_ID_SIZE - 1] ^= number;
+	nd->applied.size_bytes = nd->size_mb << 20;
+	nd->applied.block_bytes = SECTOR_SIZE;
+	nd->applied.max_request_bytes = NETBLK_MAX_REQUEST_BYTES;
+	nd->wanted = nd->applied;
 
 	err = netblk_stats_alloc(nd);
 	if (err)
 		goto free;
-	err = netblk_queues_alloc(nd, 1);
+	err = netblk_queues_alloc(nd, config->connections,
+				  config->queue_depth);
 	if (err)
 		goto free_stats;
 	nd->tag_set.ops = &netblk_mq_ops;
@@ -174,6 +193,7 @@ static int __init netblk_init(void)
 
 	if (err)
 		return err;
+	netblk_crc_init();
 
 	/*
 	 * What makes the network look for SOCK_MEMALLOC sockets is a patch of
@@ -187,7 +207,7 @@ static int __init netblk_init(void)
 	/* Before others can add one: the first is /dev/netblk. */
 	err = netblk_add(&netblk_defaults, true);
 	if (err < 0)
-		return err;
+		goto exit_crc;
 	err = netblk_bus_init();
 	if (err)
 		goto leave;
@@ -202,6 +222,8 @@ bus:
 leave:
 	netblk_bus_leave();
 	netblk_remove_all();
+exit_crc:
+	netblk_crc_exit();
 	return err;
 }
 
@@ -211,6 +233,7 @@ static void __exit netblk_exit(void)
 	netblk_genl_exit();
 	netblk_bus_exit();
 	netblk_remove_all();
+	netblk_crc_exit();
 }
 
 module_init(netblk_init);

@@ -10,7 +10,7 @@
 
 #include "net_block.h"
 
-static void netblk1_encode(struct netblk_cmd *cmd)
+static void netblk1_encode(struct netblk_conn *nc, struct netblk_cmd *cmd)
 {
 	struct netblk1_request *header = (void *)cmd->header;
 	struct request *rq = blk_mq_rq_from_pdu(cmd);
@@ -22,15 +22,6 @@ static void netblk1_encode(struct netblk_cmd *cmd)
 	header->sector = cpu_to_be64(blk_rq_pos(rq));
 	header->length = cpu_to_be32(blk_rq_bytes(rq));
 	cmd->header_length = sizeof(*header);
-}
-
-static size_t netblk1_encode_goodbye(u8 header[NETBLK_MAX_HEADER])
-{
-	struct netblk1_request *goodbye = (void *)header;
-
-	memset(goodbye, 0, sizeof(*goodbye));
-	goodbye->command = NETBLK1_CMD_DISCONNECT;
-	return sizeof(*goodbye);
 }
 
 /*
@@ -83,6 +74,8 @@ static int netblk1_end_oldest(struct netblk_conn *nc, struct netblk_cmd *cmd,
 	excess = list_is_singular(&nc->inflight) && netblk_conn_has_input(nc);
 	if (!excess) {
 		list_del_init(&cmd->node);
+		if (!cmd->write)
+			nc->reads_in_flight--;
 		nc->head_at = jiffies;
 		nc->progress_at = nc->head_at;
 	}
@@ -151,7 +144,6 @@ static int netblk1_rx_done(struct netblk_conn *nc, size_t bytes)
 const struct netblk_proto netblk_proto1 = {
 	.version = 1,
 	.encode = netblk1_encode,
-	.encode_goodbye = netblk1_encode_goodbye,
 	.rx_map = netblk1_rx_map,
 	.rx_done = netblk1_rx_done,
 };

@@ -10,17 +10,26 @@
 #include "compat.h"
 #include "net_block.h"
 
-/* Back to the start, to be sent again whole. */
-void netblk_cmd_rewind(struct netblk_cmd *cmd)
+/* To the start of the request's data. */
+void netblk_cmd_rewind_data(struct netblk_cmd *cmd)
 {
 	struct request *rq = blk_mq_rq_from_pdu(cmd);
+	bool data = cmd->type == NETBLK2_READ || cmd->type == NETBLK2_WRITE;
 
+	cmd->data.bio = rq->bio;
+	if (rq->bio)
+		cmd->data.iter = rq->bio->bi_iter;
+	cmd->data.left = data ? blk_rq_bytes(rq) : 0;
+}
+
+/* Back to the start, to be sent again whole. Keeps its slot. */
+void netblk_cmd_rewind(struct netblk_cmd *cmd)
+{
 	cmd->header_done = 0;
 	cmd->sent = false;
+	cmd->in_flight = false;
 	cmd->receiving = false;
-	cmd->data.bio = rq->bio;
-	cmd->data.iter = rq->bio->bi_iter;
-	cmd->data.left = blk_rq_bytes(rq);
+	netblk_cmd_rewind_data(cmd);
 }
 
 /* @cmd is on no list: the caller took it off and so has to end it. */
@@ -31,6 +40,7 @@ void netblk_end_cmd(struct netblk_cmd *cmd, blk_status_t status)
 
 	netblk_stats_end(q->nd, rq, status);
 	spin_lock(&q->lock);
+	netblk_slot_put(q, cmd);
 	q->active--;
 	spin_unlock(&q->lock);
 	blk_mq_end_request(rq, status);
@@ -72,6 +82,43 @@ void netblk_tx(struct netblk_queue *q)
 	} while (again);
 }
 
+/* The request as a protocol sees it; 0: no version has it. */
+static u8 netblk_type_of(const struct request *rq)
+{
+	switch (req_op(rq)) {
+	case REQ_OP_READ:
+		return NETBLK2_READ;
+	case REQ_OP_WRITE:
+		return NETBLK2_WRITE;
+	case REQ_OP_FLUSH:
+		return NETBLK2_FLUSH;
+	case REQ_OP_DISCARD:
+		return NETBLK2_TRIM;
+	case REQ_OP_WRITE_ZEROES:
+		return NETBLK2_WRITE_ZEROES;
+	default:
+		return 0;
+	}
+}
+
+/*
+ * The queue that a hardware queue leads to, locked. Several may lead to one:
+ * a server may allow fewer connections than we have, and one may come later.
+ */
+static struct netblk_queue *netblk_lock_queue(struct netblk_device *nd,
+					      unsigned int number)
+{
+	for (;;) {
+		unsigned int live = READ_ONCE(nd->nr_live);
+		struct netblk_queue *q = &nd->queues[number % live];
+
+		spin_lock(&q->lock);
+		if (q->index < READ_ONCE(nd->nr_live))
+			return q;
+		spin_unlock(&q->lock);
+	}
+}
+
 /*
  * May sleep (BLK_MQ_F_BLOCKING): on the locks of the sending side, never on
  * the server.
@@ -80,25 +127,42 @@ static blk_status_t netblk_queue_rq(struct blk_mq_hw_ctx *hctx,
 				    const struct blk_mq_queue_data *bd)
 {
 	struct netblk_device *nd = hctx->queue->queuedata;
-	struct netblk_queue *q = &nd->queues[hctx->queue_num];
 	struct request *rq = bd->rq;
 	struct netblk_cmd *cmd = blk_mq_rq_to_pdu(rq);
+	u8 type = netblk_type_of(rq);
 	enum netblk_state state;
+	struct netblk_queue *q;
+	bool lost = false, foreign = false;
 
-	/* Others need a promise that the protocol does not give. */
-	if (req_op(rq) != REQ_OP_READ && req_op(rq) != REQ_OP_WRITE)
+	if (!type)
 		return BLK_STS_NOTSUPP;
 
-	cmd->queue = q;
-	cmd->write = req_op(rq) == REQ_OP_WRITE;
-	cmd->queued_ns = ktime_get_ns();
+	cmd->type = type;
+	cmd->write = type == NETBLK2_WRITE;
+	cmd->fua = rq->cmd_flags & REQ_FUA;
+	cmd->has_slot = false;
+	cmd->has_crc = false;
+	cmd->sent_at = 0;
+	cmd->flush_mark = atomic64_read(&nd->acknowledged);
 	netblk_cmd_rewind(cmd);
+	cmd->queued_ns = ktime_get_ns();
 	blk_mq_start_request(rq);
+	if (cmd->write && READ_ONCE(nd->crc32c)) {
+		/* here, where tasks do not wait for each other */
+		cmd->payload_crc = netblk_crc32c_cursor(&cmd->data);
+		cmd->has_crc = true;
+	}
 
-	spin_lock(&q->lock);
+	q = netblk_lock_queue(nd, hctx->queue_num);
 	state = READ_ONCE(nd->state);
-	if (state == NETBLK_STATE_CONNECTED ||
-	    state == NETBLK_STATE_CONNECTING) {
+	if (READ_ONCE(nd->lost) && (type == NETBLK2_FLUSH || cmd->fua)) {
+		lost = true;
+	} else if (READ_ONCE(nd->version) == 1 && type > NETBLK2_WRITE) {
+		/* the limits say so, too, but not to who is on his way */
+		foreign = true;
+	} else if (state == NETBLK_STATE_CONNECTED ||
+		   state == NETBLK_STATE_CONNECTING) {
+		cmd->queue = q;
 		if (!q->active++)
 			q->busy_since = jiffies;
 		list_add_tail(&cmd->node, &q->pending);
@@ -110,21 +174,30 @@ static blk_status_t netblk_queue_rq(struct blk_mq_hw_ctx *hctx,
 	}
 	spin_unlock(&q->lock);
 
+	if (foreign)
+		return BLK_STS_NOTSUPP;
 	netblk_stats_refused(nd);
-	pr_err_ratelimited("%s: %s of %u bytes at sector %llu refused: the state is %s\n",
-			   netblk_name(nd), cmd->write ? "write" : "read",
-			   blk_rq_bytes(rq),
-			   (unsigned long long)blk_rq_pos(rq),
-			   state == NETBLK_STATE_ERROR ? "error" :
-			   "disconnected");
+	if (lost)
+		pr_err_ratelimited("%s: a flush fails, for acknowledged writes were lost: see /sys/block/%s/lost\n",
+				   netblk_name(nd), netblk_name(nd));
+	else
+		pr_err_ratelimited("%s: %s of %u bytes at sector %llu refused: the state is %s\n",
+				   netblk_name(nd),
+				   cmd->type == NETBLK2_READ ? "read" : "write",
+				   blk_rq_bytes(rq),
+				   (unsigned long long)blk_rq_pos(rq),
+				   state == NETBLK_STATE_ERROR ?
+					   "error" : "disconnected");
 	return BLK_STS_IOERR;
 }
 
 static void netblk_commit_rqs(struct blk_mq_hw_ctx *hctx)
 {
 	struct netblk_device *nd = hctx->queue->queuedata;
+	struct netblk_queue *q = netblk_lock_queue(nd, hctx->queue_num);
 
-	netblk_tx(&nd->queues[hctx->queue_num]);
+	spin_unlock(&q->lock);
+	netblk_tx(q);
 }
 
 /*
@@ -143,7 +216,8 @@ const struct blk_mq_ops netblk_mq_ops = {
 	.timeout = netblk_timeout,
 };
 
-int netblk_queues_alloc(struct netblk_device *nd, unsigned int count)
+int netblk_queues_alloc(struct netblk_device *nd, unsigned int count,
+			unsigned int depth)
 {
 	unsigned int i;
 
@@ -151,6 +225,9 @@ int netblk_queues_alloc(struct netblk_device *nd, unsigned int count)
 	if (!nd->queues)
 		return -ENOMEM;
 	nd->nr_queues = count;
+	nd->nr_live = 1;
+	nd->depth = depth;
+	nd->stride = 1;
 	for (i = 0; i < count; i++) {
 		struct netblk_queue *q = &nd->queues[i];
 
@@ -159,6 +236,13 @@ int netblk_queues_alloc(struct netblk_device *nd, unsigned int count)
 		mutex_init(&q->tx_lock);
 		spin_lock_init(&q->lock);
 		INIT_LIST_HEAD(&q->pending);
+		q->slots = kvcalloc(depth, sizeof(*q->slots), GFP_KERNEL);
+		q->free_slots = kvcalloc(depth, sizeof(*q->free_slots),
+					 GFP_KERNEL);
+		if (!q->slots || !q->free_slots) {
+			netblk_queues_free(nd);
+			return -ENOMEM;
+		}
 	}
 	return 0;
 }
@@ -166,5 +250,11 @@ int netblk_queues_alloc(struct netblk_device *nd, unsigned int count)
 /* The disk is gone, or was never there. */
 void netblk_queues_free(struct netblk_device *nd)
 {
+	unsigned int i;
+
+	for (i = 0; i < nd->nr_queues; i++) {
+		kvfree(nd->queues[i].slots);
+		kvfree(nd->queues[i].free_slots);
+	}
 	kfree(nd->queues);
 }

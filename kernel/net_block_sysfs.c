@@ -197,10 +197,17 @@ static struct netblk_limit netblk_io_timeout_ms = {
 	.high = NETBLK_MAX_TIMEOUT_MS,
 };
 
-static struct netblk_limit netblk_dead_time_ms = {
-	.attr = __ATTR(dead_time_ms, 0644, limit_show, limit_store),
+/* What is in force: 0, the default, means that the protocol decides. */
+static ssize_t dead_time_ms_show(struct device *dev,
+				 struct device_attribute *attr, char *buf)
+{
+	return sysfs_emit(buf, "%u\n",
+			  netblk_dead_time_ms(netblk_from_dev(dev)));
+}
+
+static struct netblk_limit netblk_dead_time_attr = {
+	.attr = __ATTR(dead_time_ms, 0644, dead_time_ms_show, limit_store),
 	.offset = offsetof(struct netblk_device, dead_time_ms),
-	.low = 1,
 	.high = NETBLK_MAX_DEAD_TIME_MS,
 };
 
@@ -212,13 +219,6 @@ static ssize_t size_mb_show(struct device *dev, struct device_attribute *attr,
 }
 static DEVICE_ATTR_RO(size_mb);
 
-static ssize_t protocol_show(struct device *dev, struct device_attribute *attr,
-			     char *buf)
-{
-	return sysfs_emit(buf, "%u\n", netblk_from_dev(dev)->proto->version);
-}
-static DEVICE_ATTR_RO(protocol);
-
 static struct attribute *netblk_attrs[] = {
 	&dev_attr_server_ip.attr,
 	&dev_attr_server_port.attr,
@@ -229,9 +229,8 @@ static struct attribute *netblk_attrs[] = {
 	&netblk_max_retries.attr.attr,
 	&netblk_connect_timeout_ms.attr.attr,
 	&netblk_io_timeout_ms.attr.attr,
-	&netblk_dead_time_ms.attr.attr,
+	&netblk_dead_time_attr.attr.attr,
 	&dev_attr_size_mb.attr,
-	&dev_attr_protocol.attr,
 	NULL,
 };
 
@@ -241,6 +240,7 @@ static const struct attribute_group netblk_attr_group = {
 
 const struct attribute_group *netblk_attr_groups[] = {
 	&netblk_attr_group,
+	&netblk_session_attr_group,
 	&netblk_stats_group,
 	NULL,
 };

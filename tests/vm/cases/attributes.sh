@@ -80,7 +80,7 @@ parameters() {
 		modinfo -F parm "$NETBLK_MODULES/net_block_driver.ko" | grep -q "^${pair%%=*}:" || fail "no parameter ${pair%%=*}"
 	done
 	load
-	for pair in server_port=10809 size_mb=100 queue_depth=128 max_retries=3 connect_timeout_ms=5000 io_timeout_ms=5000 protocol=1; do
+	for pair in server_port=10809 size_mb=100 queue_depth=128 max_retries=3 connect_timeout_ms=5000 io_timeout_ms=5000 protocol=auto; do
 		expect "$(cat $p/${pair%%=*})" "${pair#*=}" "parameter ${pair%%=*}"
 	done
 	rmmod net_block_driver
@@ -119,7 +119,7 @@ huge() {
 # beyond what the server has: refused by the server, EIO here, and the stream stays in step
 beyond_server() {
 	random_file "$scratch/disk" 1M
-	serve 10809 "$scratch/disk" 1; load size_mb=8
+	serve 10809 "$scratch/disk" 1; load size_mb=8 protocol=1
 	expect "$("$vm/dio.py" read /dev/netblk "$scratch/disk" 4194304 4096)" EIO "a read beyond the server's end"
 	expect "$("$vm/dio.py" write /dev/netblk 4194304 4096 1)" EIO "a write beyond the server's end"
 	expect "$("$vm/dio.py" read /dev/netblk "$scratch/disk" 4096 4096)" same "a read inside, after it"

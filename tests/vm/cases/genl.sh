@@ -8,7 +8,7 @@ reader() { timeout -k 1 20 dd if=$1 of=/dev/null bs=4096 count=1 skip=512 iflag=
 commands() {
 	serve 10809 "$scratch/disk" 100; load
 	expect "$(genl status 0)" 'netblk connected size=104857600 protocol=1 reconnects=0' "status of the first"
-	expect "$(genl add size_mb=3)" 'netblk-1 disconnected size=3145728 protocol=1 reconnects=0' "answer to add"
+	expect "$(genl add size_mb=3)" 'netblk-1 disconnected size=3145728 protocol=0 reconnects=0' "answer to add"
 	expect "$(genl add number=9 size_mb=3 | cut -d' ' -f1)" netblk-9 "answer to add"
 	expect "$(genl list | cut -d' ' -f1 | tr '\n' ' ')" 'netblk netblk-1 netblk-9 ' "the list"
 	must_fail 'input/output' reader /dev/netblk-1
@@ -19,7 +19,7 @@ commands() {
 }
 hand_over() {
 	random_file "$scratch/disk" 64M; serve 10809 "$scratch/disk" 64; load server_port=9
-	expect "$(genl add size_mb=1)" 'netblk-1 disconnected size=1048576 protocol=1 reconnects=0' "answer to add"
+	expect "$(genl add size_mb=1)" 'netblk-1 disconnected size=1048576 protocol=0 reconnects=0' "answer to add"
 	expect "$(genl handover 1 127.0.0.1 10809 67108864)" 'netblk-1 connected size=67108864 protocol=1 reconnects=0 handed_over' "answer to connect"
 	expect "$(blockdev --getsize64 /dev/netblk-1) $(cat /sys/block/netblk-1/state)" '67108864 connected' "size and state"
 	cmp "$scratch/disk" /dev/netblk-1
