@@ -93,7 +93,7 @@ K17_refused() {
 	for kind in slots=40 session_id=00 generation=00 size_bytes=0010; do must_fail 'ERANGE\|EINVAL' genl refused 1 2-$kind; done
 	must_fail 'ENOTSUP the driver does not have' genl refused 1 2-features=01000080
 	must_fail 'EINVAL the heartbeat has' genl refused 1 2-heartbeat_ms=e8030000
-	expect "$(genl status 1)" 'netblk-1 disconnected size=67108864 protocol=1 reconnects=0' "the device after all that"
+	expect "$(genl status 1)" 'netblk-1 disconnected size=67108864 protocol=0 reconnects=0' "the device after all that"
 	expect "$(ss -Htn state established dport = 10809 | wc -l)" 1 "connections: the first device's"
 }
 K17_nonsense() {
