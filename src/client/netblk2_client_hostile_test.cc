@@ -200,7 +200,7 @@ TEST_P(Netblk2HostileTest, WelcomesThatMakeNoSense) {
   });
   refuses("unknown feature", [](Welcome& welcome) { welcome.features = {{.number = 77, .name = "x"}}; });
   refuses("session id 0", [](Welcome& welcome) { welcome.session_id = {}; });
-  refuses("not new", [](Welcome& welcome) { welcome.flags &= static_cast<uint16_t>(~NETBLK2_WELCOME_NEW); });
+  refuses("another session", [](Welcome& welcome) { welcome.session_id = id_of(99); });
   refuses("adopted, though nothing was asked for", [](Welcome& welcome) { welcome.flags = NETBLK2_WELCOME_ADOPTED; });
   refuses("new and adopted", [](Welcome& welcome) { welcome.flags |= NETBLK2_WELCOME_ADOPTED; });
 }

@@ -42,7 +42,7 @@ TEST_P(Netblk2SessionTest, ResumesWithAHigherEpochAndReplaysOnce) {
   EXPECT_EQ(world_.applied.size(), 32u) << "each write took effect once";
   EXPECT_EQ(world_.repeats, 8u);
   ASSERT_GE(world_.hellos.size(), 2u);
-  EXPECT_EQ(world_.hellos[1].session_id, id_of(1));
+  EXPECT_EQ(world_.hellos[1].session_id, world_.hellos[0].session_id);
   EXPECT_EQ(world_.hellos[1].connection, 0);
   EXPECT_GT(world_.hellos[1].epoch, world_.hellos[0].epoch);
   EXPECT_EQ(world_.hellos[1].store_uuid, id_of(7));
@@ -121,7 +121,7 @@ TEST_P(Netblk2SessionTest, ARestartedServerAdoptsTheSession) {
   EXPECT_TRUE(world_.all(0, 4096, 2));
   EXPECT_FALSE(client->lost());
   EXPECT_EQ(client->status().unflushed, 2u);
-  EXPECT_EQ(client->info().session_id, id_of(1));
+  EXPECT_EQ(client->info().session_id, world_.see([&] { return world_.hellos[0].session_id; }));
   EXPECT_EQ(run_one(*client, Ask::of(Command::kFlush)), 0);
   EXPECT_EQ(client->status().unflushed, 0u);
 }
@@ -139,7 +139,7 @@ TEST_P(Netblk2SessionTest, ANewGenerationWithNothingUnflushedIsNoLoss) {
   EXPECT_TRUE(world_.all(0, 4096, 2));
   EXPECT_FALSE(client->lost());
   EXPECT_EQ(client->generation().counter, 2u);
-  EXPECT_EQ(client->info().session_id, id_of(2));
+  EXPECT_EQ(client->info().session_id, world_.see([&] { return world_.hellos[0].session_id; }));
   EXPECT_EQ(run_one(*client, Ask::of(Command::kFlush)), 0);
 }
 
@@ -399,7 +399,7 @@ TEST_P(Netblk2SessionTest, NoServerForTheDeadTimeEndsEveryRequest) {
   EXPECT_EQ(run_one(*client, Ask::read(0, 512)), 0);
   client.reset();
   server.settle();
-  EXPECT_TRUE(world_.hellos.back().session_id.is_zero()) << "what was given up is fenced by a new session";
+  EXPECT_EQ(world_.hellos.back().session_id, world_.hellos[0].session_id) << "only the user begins a session";
   const std::lock_guard lock(mutex);
   EXPECT_EQ(states, (std::vector{State::kConnected, State::kConnecting, State::kError, State::kConnected}));
 }
@@ -432,7 +432,7 @@ TEST_P(Netblk2SessionTest, AnIdleClientOutlivesTheDeadTime) {
   EXPECT_EQ(run_one(*client, Ask::write(0, 512, 2)), 0);
   client.reset();
   server.settle();
-  EXPECT_EQ(world_.hellos.back().session_id, id_of(1)) << "the same session goes on";
+  EXPECT_EQ(world_.hellos.back().session_id, world_.hellos[0].session_id) << "the same session goes on";
 }
 
 TEST_P(Netblk2SessionTest, ADeadlineFencesBeforeAnythingMoreIsSent) {
@@ -467,7 +467,7 @@ TEST_P(Netblk2SessionTest, ADeadlineFencesBeforeAnythingMoreIsSent) {
   server.settle();
   ASSERT_TRUE(given_up.has_value());
   ASSERT_GE(world_.hellos.size(), 2u);
-  EXPECT_EQ(world_.hellos[1].session_id, id_of(1));
+  EXPECT_EQ(world_.hellos[1].session_id, world_.hellos[0].session_id);
   EXPECT_GT(world_.hellos[1].epoch, world_.hellos[0].epoch);
   const auto nop = std::find_if(after_fence.begin(), after_fence.end(),
                                 [](const Asked2& asked) { return asked.header.type == NETBLK2_NOP; });

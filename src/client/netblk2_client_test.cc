@@ -330,11 +330,12 @@ TEST_P(Netblk2ClientTest, TheHelloSaysWhatWasAsked) {
   open2(server, options).reset();
   server.settle();
   const auto& hello = world_.hellos.at(0);
-  EXPECT_EQ(hello.flags, NETBLK2_HELLO_WRITE | NETBLK2_HELLO_SHARED | NETBLK2_HELLO_TAKEOVER);
+  EXPECT_EQ(hello.flags,
+            NETBLK2_HELLO_WRITE | NETBLK2_HELLO_SHARED | NETBLK2_HELLO_TAKEOVER | NETBLK2_HELLO_BEGIN);
   EXPECT_EQ(hello.export_name, "disk");
   EXPECT_EQ(hello.slots, 100u);
   EXPECT_EQ(hello.client_id, id_of(0xc1));
-  EXPECT_TRUE(hello.session_id.is_zero());
+  EXPECT_FALSE(hello.session_id.is_zero());
 }
 
 TEST_P(Netblk2ClientTest, OnTheCallersLoop) {

@@ -148,7 +148,6 @@ struct World {
   std::vector<std::byte> bytes;
   Id uuid = id_of(7);
   uint64_t generation = 1;
-  uint8_t next_session = 1;
   Id session;                      // of now; zero: none is known
   std::vector<std::optional<Done>> ledger = std::vector<std::optional<Done>>(NETBLK2_MAX_SLOTS);
   uint32_t slots = 64;
@@ -182,12 +181,13 @@ struct World {
         welcome.features.back().mandatory = false;
         if (number == NETBLK2_FEATURE_HEARTBEAT && heartbeat_ms != 0) welcome.features.back().value = heartbeat_ms;
       }
-    const bool known = !hello.session_id.is_zero() && hello.session_id == session;
-    if (!known) {
+    EXPECT_FALSE(hello.session_id.is_zero());
+    if (hello.session_id != session) {
+      const bool begins = (hello.flags & NETBLK2_HELLO_BEGIN) != 0;
+      if (!begins && hello.store_uuid != uuid) return refusing(NETBLK2_ESTALE, "this is another store");
       ledger.assign(ledger.size(), std::nullopt);
-      const bool adopts = !hello.session_id.is_zero() && hello.store_uuid == uuid && hello.generation == generation;
-      session = adopts ? hello.session_id : id_of(next_session++);
-      welcome.flags |= adopts ? NETBLK2_WELCOME_ADOPTED : NETBLK2_WELCOME_NEW;
+      session = hello.session_id;
+      welcome.flags |= begins ? NETBLK2_WELCOME_NEW : NETBLK2_WELCOME_ADOPTED;
     }
     welcome.session_id = session;
     return welcome;

@@ -24,6 +24,9 @@ Session2::Session2(io::Loop& loop, io::Dialer& dialer, const Options2& options, 
   NETBLK_CHECK(options.connections >= 1 && options.connections <= NETBLK2_MAX_CONNECTIONS, "a session of no connection");
   NETBLK_CHECK(!options.client_id.is_zero(), "a client without an id");
   cookie_ = random_();
+  do {
+    for (uint8_t& byte : session_id_.bytes) byte = static_cast<uint8_t>(random_());
+  } while (session_id_.is_zero());
   for (unsigned i = 0; i < options.connections; ++i) links_.push_back(std::make_unique<Link2>(*this, i));
 }
 
@@ -114,8 +117,8 @@ bool Session2::may_connect(const Link2& link) const {
   // A closing client without requests needs no connection.
   if (closing_ || fatal_ || giving_up_ || (draining_ && requests_ == 0)) return false;
   if (known_ && state() == State::kError && !options_.retry_after_error) return false;
-  // The first begins sessions; the others join.
-  return link.index == 0 || (!session_id_.is_zero() && link.index < max_links_);
+  // The first begins the session; the others join.
+  return link.index == 0 || (known_ && link.index < max_links_);
 }
 
 coro::Task<Result<Terms2>> Session2::connect(Link2& link) {
@@ -437,6 +440,10 @@ void Session2::end_all(int error) {
     slots_.give_back(number);
     if (request != nullptr) end_part(*request, error);
   }
+  end_waiting(error);
+}
+
+void Session2::end_waiting(int error) {
   while (waiting_ != nullptr) {
     Request& request = *waiting_;
     pop_waiting();
@@ -454,7 +461,7 @@ void Session2::arm_sweep() {
   uint64_t period = std::min(kSweepMs, std::max<uint64_t>(options_.dead_time_ms / 4, 1));
   if (options_.request_timeout_ms != 0) period = std::min(period, std::max<uint64_t>(options_.request_timeout_ms / 4, 1));
   uint64_t at = loop_.now_ms() + period;
-  if (draining_) at = std::min(at, std::max(close_at_ms_, loop_.now_ms()));
+  if (draining_ && close_at_ms_ > loop_.now_ms()) at = std::min(at, close_at_ms_);
   if (!sweep_.queued) sweep_.arm(at);
 }
 
@@ -498,7 +505,8 @@ void Session2::expire(uint64_t now) {
   }
 }
 
-// All requests end, and with them the session: a new one fences it (protocol/netblk.md, "Abandon").
+// All requests end. The session stays: what the server may still have of them is fenced and settled before anything
+// else is sent, and whether another client took the disk over meanwhile is the server's to say.
 void Session2::give_up(std::string why) {
   log_error("{}: giving up: {}; {} waiting requests end with EIO", options_.name, why, requests_);
   set_last_error(why);
@@ -511,9 +519,21 @@ void Session2::give_up(std::string why) {
 void Session2::finish_giving_up() {
   for (const auto& link : links_)
     if (link->connected()) return;
-  end_all(EIO);
-  session_id_ = {};
-  for (auto& link : links_) set_fence(*link, false);
+  {
+    const Bulk bulk(*this);
+    for (uint32_t number = 0; number < slots_.size(); ++number) {
+      Slot2& slot = slots_[number];
+      if (slot.use == Slot2::Use::kFree || slot.request == nullptr) continue;
+      if (slot.numbered) {
+        give_up_slot(number, EIO);
+        continue;
+      }
+      Request& request = *slot.request;
+      slots_.give_back(number);
+      end_part(request, EIO);
+    }
+    end_waiting(EIO);
+  }
   dead_since_ms_ = 0;
   giving_up_ = false;
   wake_links();

@@ -112,7 +112,7 @@ class Session2 {
   Error refused(const proto::Welcome2& welcome);
   coro::Task<void> reset_others(const Link2& but);
   void note_generation(const proto::Welcome2& welcome);
-  void begin_anew();
+  void inherit(const Link2& link);
   void set_size(uint64_t size_bytes);
 
   // ---- requests
@@ -127,6 +127,7 @@ class Session2 {
   void finish(block::Request& request, int error);
   void give_up_slot(uint32_t slot, int error);
   void end_all(int error);
+  void end_waiting(int error);
   uint32_t age_ms(block::Request& request, uint64_t now_ms) const;
   void arm_sweep();
   void sweep();
@@ -150,7 +151,7 @@ class Session2 {
   Slots2 slots_;
   std::vector<std::unique_ptr<Link2>> links_;
   Link2* preferred_ = nullptr;
-  Link2* greeting_ = nullptr;  // hellos go out one at a time: two could each begin a session that ends the other
+  Link2* greeting_ = nullptr;  // hellos go out one at a time: each knows what the one before has found
   unsigned fences_ = 0;        // links with must_fence
   unsigned up_ = 0;            // links that are up
   coro::Scope scope_;
@@ -162,7 +163,7 @@ class Session2 {
 
   // The session, as last told. known_: a welcome has told the store, which must stay the same.
   bool known_ = false;
-  Id session_id_;  // zero: none, the next hello begins one
+  Id session_id_;  // chosen here, for the session's whole life
   uint64_t epoch_ = 0;
   uint64_t cookie_ = 0;
   block::Generation generation_;

@@ -114,7 +114,8 @@ proto::Hello2 Session2::hello_of(const Link2& link) {
   proto::Hello2 hello;
   if (!options_.read_only) hello.flags = NETBLK2_HELLO_WRITE;
   if (options_.shared) hello.flags |= NETBLK2_HELLO_SHARED;
-  // Only the user takes a disk over, by opening it; a client that was itself fenced must not take it back.
+  // Only the user begins a session, and takes a disk over, by opening it: a client that was itself fenced must do neither.
+  if (!known_) hello.flags |= NETBLK2_HELLO_BEGIN;
   if (options_.takeover && !known_) hello.flags |= NETBLK2_HELLO_TAKEOVER;
   hello.connection = static_cast<uint16_t>(link.index);
   hello.slots = asked_slots();
@@ -141,29 +142,27 @@ Error Session2::refused(const proto::Welcome2& welcome) {
   return error;
 }
 
-// What of a sound welcome does not fit the session that goes on.
+// What of a sound welcome does not fit the session.
 std::optional<Error> Session2::breaks_session(const proto::Welcome2& welcome) const {
-  const bool fresh = (welcome.flags & NETBLK2_WELCOME_NEW) != 0;
+  const bool begun = (welcome.flags & NETBLK2_WELCOME_NEW) != 0;
   const bool adopted = (welcome.flags & NETBLK2_WELCOME_ADOPTED) != 0;
-  const bool same = welcome.session_id == session_id_ && !session_id_.is_zero();
-  if (welcome.session_id.is_zero() || (fresh && adopted) || (fresh ? same : !same))
+  if (welcome.session_id != session_id_ || (begun && known_) || (adopted && !known_))
     return make_error(EPROTO, "the welcome is for another session than was asked for");
   if (!known_) return std::nullopt;
   if (welcome.block_bytes != block_bytes_)
     return make_error(EPROTO, "the export's blocks have {} bytes now, and had {}", welcome.block_bytes, block_bytes_);
-  const bool in_use = slots_.in_use() > 0 || !(fresh || adopted);
-  if (in_use && (welcome.max_payload_bytes < max_payload_bytes_ || welcome.slots < slots_.size()))
+  if (welcome.max_payload_bytes < max_payload_bytes_ || welcome.slots < slots_.size())
     return make_error(EPROTO, "the server takes less at once than when the session began");
   return std::nullopt;
 }
 
-// No reply of the other connections is read after this.
+// No reply of the other connections is read after this: what they acknowledge belongs to the generation before.
 coro::Task<void> Session2::reset_others(const Link2& but) {
   for (;;) {
     bool any = false;
     for (auto& link : links_) {
       if (link.get() == &but || !link->connected()) continue;
-      link->fail(make_error(ECANCELED, "the session begins anew"));
+      link->fail(make_error(ECANCELED, "the generation of the store moved"));
       any = true;
     }
     if (!any) break;
@@ -183,23 +182,21 @@ coro::Task<Result<Terms2>> Session2::adopt(Link2& link, const proto::Welcome2& w
   if (auto error = breaks_session(welcome)) co_return *error;
 
   const bool moved = known_ && welcome.generation != generation_.counter;
-  const bool empty_ledger = (welcome.flags & (NETBLK2_WELCOME_NEW | NETBLK2_WELCOME_ADOPTED)) != 0;
-  if (moved || empty_ledger) {
+  if (moved) {
     co_await reset_others(link);
     if (!may_connect(link) || link.over()) co_return make_error(ECONNRESET, "the connection ended within its welcome");
   }
   {
     const Bulk bulk(*this);
     if (moved) note_generation(welcome);
-    if (empty_ledger) begin_anew();
-    if (empty_ledger && slots_.in_use() == 0) {
+    if (!known_) {
       slots_.resize(std::min(welcome.slots, asked_slots()), static_cast<uint32_t>(random_()));
       max_payload_bytes_ = welcome.max_payload_bytes;
     }
-    session_id_ = welcome.session_id;
     generation_ = {welcome.store_uuid, welcome.generation};
     block_bytes_ = welcome.block_bytes;
     max_links_ = welcome.max_connections;
+    if ((welcome.flags & NETBLK2_WELCOME_ADOPTED) != 0) inherit(link);
     {
       const std::lock_guard lock(mutex_);
       info_ = info_of(welcome);
@@ -258,21 +255,16 @@ void Session2::note_generation(const proto::Welcome2& welcome) {
   }
 }
 
-// The server remembers nothing of this session's requests, and all its older connections are fenced.
-void Session2::begin_anew() {
-  for (uint32_t number = 0; number < slots_.size(); ++number) {
-    Slot2& slot = slots_[number];
-    if (slot.use == Slot2::Use::kFree || slot.on_wire) continue;
-    if (slot.request == nullptr) {
-      slots_.give_back(number);
-      continue;
+// A restarted server may grant fewer connections: what the others carried went to the process before it, which is gone,
+// and is replayed here. The slots and sequences stay: this server's ledger may know them already.
+void Session2::inherit(const Link2& link) {
+  for (Slot2& slot : slots_.all())
+    if (slot.use != Slot2::Use::kFree && slot.link != kNoLink && slot.link >= max_links_ && !slot.on_wire) {
+      slot.link = link.index;
+      if (slot.numbered) slot.use = Slot2::Use::kWaiting;
     }
-    if (slot.numbered) replayed_.fetch_add(1, std::memory_order_relaxed);
-    slot.use = Slot2::Use::kWaiting;
-    slot.numbered = false;
-    slot.link = kNoLink;
-  }
-  for (auto& link : links_) set_fence(*link, false);
+  for (auto& other : links_)
+    if (other->index >= max_links_ && !other->connected()) set_fence(*other, false);
 }
 
 bool Session2::resized(uint64_t size_bytes) {
