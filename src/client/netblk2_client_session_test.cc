@@ -304,6 +304,53 @@ TEST_P(Netblk2SessionTest, AnotherStoreIsRefused) {
   EXPECT_TRUE(world_.all(0, 512, 1)) << "nothing went to the other store";
 }
 
+TEST_P(Netblk2SessionTest, AServerThatWelcomesWithAnotherStoreIsRefused) {
+  ScriptedServer2 server({after(world_, 1, hang_up), [&](Peer2& peer) {
+                            const auto hello = peer.read_hello();
+                            if (!hello) return;
+                            auto welcome = world_.welcome(*hello);
+                            welcome.store_uuid = id_of(8);
+                            peer.say(welcome);
+                            EXPECT_FALSE(peer.request().has_value()) << "no request goes to another store";
+                          }});
+  auto client = open2(server);
+  EXPECT_EQ(run_one(*client, Ask::write(0, 512, 1)), 0);
+  EXPECT_EQ(run_one(*client, Ask::write(0, 512, 2)), EIO);
+  EXPECT_EQ(client->state(), State::kError);
+  EXPECT_NE(client->status().last_error.find("another store"), std::string::npos);
+}
+
+TEST_P(Netblk2SessionTest, WhatWasGivenUpIsSettledBeforeAnythingElseIsSent) {
+  std::optional<Asked2> given_up;
+  std::vector<uint8_t> types;
+  ScriptedServer2 server({after(world_, 0, [&](Peer2& peer) { given_up = peer.request(); }), [&](Peer2& peer) {
+                            if (!greet(peer, world_)) return;
+                            for (;;) {
+                              const auto asked = peer.request();
+                              if (!asked || asked->header.type == NETBLK2_GOODBYE) return;
+                              types.push_back(asked->header.type);
+                              if (types.size() == 1) {
+                                EXPECT_EQ(asked->header.slot, given_up->header.slot);
+                                EXPECT_EQ(asked->header.sequence, given_up->header.sequence);
+                              }
+                              std::vector<std::byte> out;
+                              peer.say(peer.reply_to(*asked, *world_.apply(*asked, out)), out);
+                            }
+                          }});
+  auto options = options2();
+  options.dead_time_ms = 100;
+  auto client = open2(server, options);
+  server.plain().refusing = true;
+  EXPECT_EQ(run_one(*client, Ask::write(0, 512, 1)), EIO);
+  server.plain().refusing = false;
+  until([&] { return client->state() == State::kConnected; });
+  EXPECT_EQ(run_one(*client, Ask::write(0, 512, 2)), 0);
+  client.reset();
+  server.settle();
+  EXPECT_EQ(types, (std::vector<uint8_t>{NETBLK2_NOP, NETBLK2_WRITE}));
+  EXPECT_EQ(world_.applied.size(), 1u);
+}
+
 TEST_P(Netblk2SessionTest, AFencedClientStopsForGood) {
   std::atomic<size_t> greeted{0};
   ScriptedServer2 server({after(world_, 1, hang_up), [&](Peer2& peer) {
