@@ -21,12 +21,12 @@ LZ4_BLOCK = bytes.fromhex("1f410100ffe8504141414141")
 def hellos():
     offered = [Feature(n.CRC32C, 0, True), Feature(n.HEARTBEATS, 5000), Feature(n.RESIZES)]
     return {
-        "hello-new": n.pack_hello(Hello(n.H_WRITE, 0, 64, CLIENT, epoch=1, features=offered, name="disk")),
+        "hello-new": n.pack_hello(Hello(n.H_WRITE | n.H_BEGIN, 0, 64, CLIENT, SESSION, 1, features=offered, name="disk")),
         "hello-resume": n.pack_hello(Hello(n.H_WRITE, 1, 64, CLIENT, SESSION, 7, UUID, 3, 0, offered, "disk")),
-        "hello-plain": n.pack_hello(Hello(client_id=CLIENT, epoch=1)),
+        "hello-plain": n.pack_hello(Hello(n.H_BEGIN, client_id=CLIENT, session_id=SESSION, epoch=1)),
         "hello-info": n.pack_hello(Hello(n.H_INFO, name="disk")),
         "hello-list": n.pack_hello(Hello(n.H_LIST, list_from=2)),
-        "hello-unknown-feature": n.pack_hello(Hello(client_id=CLIENT, epoch=1, features=[Feature(900, 5, True, "teleport")])),
+        "hello-unknown-feature": n.pack_hello(Hello(n.H_BEGIN, client_id=CLIENT, session_id=SESSION, epoch=1, features=[Feature(900, 5, True, "teleport")])),
     }
 
 

@@ -24,7 +24,7 @@ CRC32C, LZ4, ZSTD, HEARTBEATS, RESIZES = 1, 2, 3, 4, 5
 FEATURE_NAMES = {CRC32C: "crc32c", LZ4: "lz4", ZSTD: "zstd", HEARTBEATS: "heartbeat", RESIZES: "resize"}
 MANDATORY = 1
 
-H_WRITE, H_SHARED, H_TAKEOVER, H_INFO, H_LIST = 1, 2, 4, 8, 16
+H_WRITE, H_SHARED, H_TAKEOVER, H_INFO, H_LIST, H_BEGIN = 1, 2, 4, 8, 16, 32
 W_READ_ONLY, W_TRIM, W_NEW, W_ADOPTED, W_ROTATIONAL, W_MORE = 1, 2, 4, 8, 16, 32
 
 READ, WRITE, FLUSH, TRIM, WRITE_ZEROES, NOP, GOODBYE, HEARTBEAT, RESIZE = range(1, 10)
@@ -271,7 +271,7 @@ def unpack_hello(whole):
         raise Violation("a hello with too many features or too long a name")
     tail = count * FEATURE.size + name_length
     _check_greeting(whole, HELLO.size, tail)
-    if flags & ~0x1F:
+    if flags & ~0x3F:
         raise Violation("a hello with unknown flags")
     name = whole[HELLO.size + count * FEATURE.size:HELLO.size + tail]
     if b"\0" in name:
@@ -292,7 +292,7 @@ def unpack_welcome(whole):
                    whole[WELCOME.size + count * FEATURE.size:WELCOME.size + tail])
 
 
-def check_numbers(w, offered, session=True):
+def check_numbers(w, offered, session_id):
     """What a client must check in a welcome whose status is 0."""
     for f in w.features:
         if f.number not in {o.number for o in offered}:
@@ -308,8 +308,8 @@ def check_numbers(w, offered, session=True):
             block & (block - 1) == 0 and w.preferred_bytes > 0 and w.preferred_bytes % block == 0 and
             w.size_bytes % block == 0 and w.size_bytes < 1 << 63):
         raise Violation(f"impossible numbers in a welcome: {w}")
-    if (w.session_id == ID0) == session:
-        raise Violation("a session id where none is due, or none where one is")
+    if w.session_id != session_id:
+        raise Violation("the session of the welcome is not the hello's")
 
 
 def pack_export(size, flags, name):
@@ -387,6 +387,7 @@ class Conn:
         self.local_port = self.sock.getsockname()[1]
         self.crc = False
         self.offered = []
+        self.session_id = ID0
         self.welcome = None
         self.asked = {}  # by cookie
         self.cookie = 1000
@@ -431,10 +432,11 @@ class Conn:
 
     def send_hello(self, hello, ride_along=b""):
         self.offered = hello.features
+        self.session_id = ID0 if hello.flags & (H_INFO | H_LIST) else hello.session_id
         self.crc = any(f.number == CRC32C for f in hello.features)
         self.send(pack_hello(hello) + ride_along)
 
-    def recv_welcome(self, session=True):
+    def recv_welcome(self, check=True):
         head = self.recv(12)
         if head[:8] != MAGIC:
             raise Violation(f"no welcome: {head!r}")
@@ -444,14 +446,14 @@ class Conn:
         w = unpack_welcome(head + self.recv(length - 12))
         if w.status == OK:
             self.crc = w.feature(CRC32C) is not None
-            if session is not None:
-                check_numbers(w, self.offered, session)
+            if check:
+                check_numbers(w, self.offered, self.session_id)
         self.welcome = w
         return w
 
-    def greet(self, hello, session=True):
+    def greet(self, hello, check=True):
         self.send_hello(hello)
-        return self.recv_welcome(session)
+        return self.recv_welcome(check)
 
     def request(self, type_, slot=0, sequence=0, offset=0, length=0, data=b"", flags=0, cookie=None, **kw):
         """Sends; returns the cookie. `data` is the payload as it goes onto the wire."""
@@ -536,7 +538,8 @@ class Session:
     def __init__(self, port, client_id=None, flags=H_WRITE, features=(), name="", slots=64, timeout=None):
         self.port, self.flags, self.features, self.name, self.slots = port, flags, list(features), name, slots
         self.client_id = client_id or new_id()
-        self.session_id, self.uuid, self.generation = ID0, ID0, 0
+        self.session_id, self.uuid, self.generation = new_id(), ID0, 0
+        self.begin = H_BEGIN  # until the first welcome
         self.epochs = {}
         self.sequences = {}
         self.timeout = timeout
@@ -545,7 +548,7 @@ class Session:
     def hello(self, index=0, **changes):
         self.epochs[index] = self.epochs.get(index, 0) + 1
         return dataclasses.replace(
-            Hello(self.flags, index, self.slots, self.client_id, self.session_id, self.epochs[index], self.uuid,
+            Hello(self.flags | self.begin, index, self.slots, self.client_id, self.session_id, self.epochs[index], self.uuid,
                   self.generation, 0, self.features, self.name), **changes)
 
     def knock(self, index=0, **changes):
@@ -562,8 +565,11 @@ class Session:
         if w.status != OK:
             c.close()
             raise Violation(f"refused with {w.status}: {w.text()}")
-        self.session_id, self.uuid, self.generation, self.welcome = w.session_id, w.store_uuid, w.generation, w
+        self.took(w)
         return c
+
+    def took(self, w):
+        self.begin, self.uuid, self.generation, self.welcome = 0, w.store_uuid, w.generation, w
 
     def open_patiently(self, index=0, seconds=30):
         """As a client that reconnects: upon EAGAIN and a refused port, again."""
@@ -572,7 +578,7 @@ class Session:
             try:
                 c, w = self.knock(index)
                 if w.status == OK:
-                    self.session_id, self.uuid, self.generation, self.welcome = w.session_id, w.store_uuid, w.generation, w
+                    self.took(w)
                     return c
                 c.close()
                 if w.status not in (EAGAIN, ENOMEM, ESHUTDOWN, EIO) or time.monotonic() > end:

@@ -23,7 +23,7 @@ import time
 import netblk1
 import netblk2
 from netblk2 import (CRC32C, EAGAIN, EBUSY, EINVAL, EIO, ENOENT, EOPNOTSUPP, EPERM, EPROTO, EROFS, ESTALE, ESHUTDOWN,
-                     END_SESSION, F_LZ4, F_ZSTD, FLUSH, FUA, GOODBYE, H_INFO, H_LIST, H_SHARED, H_TAKEOVER, H_WRITE, HEARTBEAT,
+                     END_SESSION, F_LZ4, F_ZSTD, FLUSH, FUA, GOODBYE, H_BEGIN, H_INFO, H_LIST, H_SHARED, H_TAKEOVER, H_WRITE, HEARTBEAT,
                      HEARTBEATS, ID0, LZ4, NO_UNMAP, NOP, OK, READ, RESIZE, RESIZES, TRIM, W_ADOPTED, W_MORE, W_NEW, W_READ_ONLY,
                      W_TRIM, WRITE, WRITE_ZEROES, ZSTD, Closed, Feature, Violation, Welcome, crc32c, recv_exact)
 
@@ -31,7 +31,7 @@ from netblk2 import (CRC32C, EAGAIN, EBUSY, EINVAL, EIO, ENOENT, EOPNOTSUPP, EPE
 BUGS = {
     "none", "header-crc-ignored", "payload-crc-ignored", "replay-runs-again", "replay-status-lost", "gap-accepted",
     "slot-unchecked", "no-fence", "late-write", "epoch-ignored", "two-writers", "takeover-leaves-owner", "stale-adopted",
-    "owner-not-durable", "adopts-any-generation", "released-adopted", "foreign-client", "feature-unoffered",
+    "owner-not-durable", "adopts-any-store", "begins-unbidden", "released-adopted", "foreign-client", "feature-unoffered",
     "mandatory-ignored", "no-heartbeat", "silent-peer-kept", "session-dies-with-peer", "no-resize", "goodbye-in-a-hurry",
     "end-session-ignored", "cookie-lost", "over-max-served", "einval-closes", "refused-payload-not-drained", "flag-ignored",
     "type-ignored", "compressed-larger", "bad-compression-applied", "compression-unbidden", "welcome-crc",
@@ -121,17 +121,18 @@ class Export:
     def admit(self, hello, conn):
         """(status, text, session, flags)"""
         with self.lock:
+            if hello.store_uuid not in (ID0, self.uuid) and self.bug != "adopts-any-store":
+                return ESTALE, "another store", None, 0
             known = self.sessions.get(hello.session_id)
-            if hello.session_id != ID0 and known:
-                if known.over and self.bug != "stale-adopted":
-                    return ESTALE, "the session is over", None, 0
+            if known:
                 if known.client_id != hello.client_id and self.bug != "foreign-client":
                     return EPERM, "the session is another client's", None, 0
-                if hello.connection >= CONNECTIONS:
-                    return EPROTO, "there is no such connection", None, 0
+                if known.over and self.bug != "stale-adopted":
+                    return (ESTALE, "the session is over", None, 0) if self.fence(list(known.conns.values())) else (
+                        EAGAIN, "a fence is under way", None, 0)
                 epoch = known.epochs.get(hello.connection)
                 if epoch is not None and hello.epoch <= epoch and self.bug != "epoch-ignored":
-                    return ESTALE, "an older hello than the last", None, 0
+                    return EAGAIN, "an older hello than the last", None, 0
                 known.epochs[hello.connection] = hello.epoch
                 old = known.conns.get(hello.connection)
                 if old and not self.fence([old]):
@@ -140,16 +141,13 @@ class Export:
                     return ESTALE, "the session is over", None, 0
                 known.conns[hello.connection] = conn
                 return OK, "", known, 0
-            if hello.session_id != ID0:
-                same = (hello.store_uuid, hello.generation) == (self.uuid, self.counter)
-                if same or self.bug == "adopts-any-generation":
-                    session = Session(hello.session_id, hello.client_id, hello.flags, SLOTS)
-                    if session.writes and not self.owns(session) and self.bug != "stale-adopted" and (
-                            self.owners or self.bug != "released-adopted"):
-                        return ESTALE, "the session owns nothing here", None, 0
-                    return self.enter(session, hello, conn, W_ADOPTED)
-            session = Session(os.urandom(16), hello.client_id, hello.flags, min(max(hello.slots, 16), SLOTS))
-            for other in [s for s in self.sessions.values() if s.client_id == hello.client_id]:
+            session = Session(hello.session_id, hello.client_id, hello.flags, min(max(hello.slots, 16), SLOTS))
+            if not hello.flags & H_BEGIN and self.bug != "begins-unbidden":
+                if session.writes and not self.owns(session) and not self.read_only and self.bug != "stale-adopted" and (
+                        self.owners or self.bug != "released-adopted"):
+                    return ESTALE, "the session owns nothing here", None, 0
+                return self.enter(session, hello, conn, W_ADOPTED)
+            for other in [s for s in self.sessions.values() if s.client_id == hello.client_id and not s.over]:
                 if self.bug != "same-client-twice" and not self.end_session(other):
                     return EAGAIN, "a fence is under way", None, 0
             refused = self.settle(hello, session.id)
@@ -253,8 +251,9 @@ class Conn2:
     def answer(self, hello):
         exports = self.server.exports
         session_wanted = not hello.flags & (H_INFO | H_LIST)
-        if hello.flags & H_INFO and hello.flags & H_LIST or session_wanted and (hello.client_id == ID0 or hello.epoch == 0):
-            self.refuse(EPROTO, "INFO and LIST together, or no client id, or no epoch")
+        unnamed = ID0 in (hello.client_id, hello.session_id) or hello.epoch == 0
+        if hello.flags & H_INFO and hello.flags & H_LIST or session_wanted and unnamed:
+            self.refuse(EPROTO, "INFO and LIST together, or no client, session or epoch")
             return False
         if hello.connection >= CONNECTIONS:
             self.refuse(EPROTO, "there is no such connection")

@@ -31,6 +31,6 @@ def session(t, server, client_id=CLIENT, **kw):
 
 def info(server, name="", flags=n2.H_INFO, **fields):
     with n2.Conn(server.port) as c:
-        w = c.greet(Hello(flags, name=name, **fields), session=False if flags & n2.H_INFO else None)
+        w = c.greet(Hello(flags, name=name, **fields), check=bool(flags & n2.H_INFO))
         check_eq(c.drain_to_end(), b"", "bytes behind a welcome that makes no session")
         return w

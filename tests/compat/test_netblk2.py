@@ -77,7 +77,7 @@ def test_hello_arrives_byte_by_byte(t):
     s = start(t)
     me = Session(s.port, features=CRC)
     with n2.Conn(s.port) as c:
-        c.offered = me.features
+        c.offered, c.session_id = me.features, me.session_id
         for byte in n2.pack_hello(me.hello()):
             c.send(bytes([byte]))
             time.sleep(0.001)

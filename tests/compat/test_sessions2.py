@@ -12,7 +12,7 @@ import time
 import netblk2 as n2
 import serverproc
 import suite
-from netblk2 import EBUSY, EINVAL, EPERM, ESTALE, FLUSH, H_SHARED, H_TAKEOVER, H_WRITE, NOP, OK, READ, Session, WRITE
+from netblk2 import EAGAIN, EBUSY, EINVAL, EPERM, ESTALE, FLUSH, H_SHARED, H_TAKEOVER, H_WRITE, NOP, OK, READ, Session, WRITE
 from rig2 import CLIENT, CRC, info, session, start
 from suite import check, check_eq, test
 
@@ -229,13 +229,52 @@ def test_nothing_lands_after_the_fence(t):
 
 
 @test
+def test_beginning_is_repeated(t):
+    """7.2: a hello with BEGIN whose welcome was lost finds what it began; an older one that comes late harms nothing."""
+    s = start(t)
+    me = Session(s.port, CLIENT)
+    for _ in range(3):
+        with n2.Conn(s.port) as lost:
+            lost.send_hello(me.hello())
+            if me.epochs[0] == 2:
+                time.sleep(0.2)
+    c = me.open_patiently()
+    check_eq(me.write(c, 0, A), OK, "the session has begun")
+    late = me.hello(0, flags=H_WRITE | n2.H_BEGIN, epoch=1)
+    with n2.Conn(s.port) as conn:
+        check_eq(conn.greet(late).status, EAGAIN, "a hello that was late")
+    check_eq(seen(me, c), b"A", "the connection that is there")
+    again, w = me.knock(0, flags=H_WRITE | n2.H_BEGIN)
+    check_eq((w.status, w.flags & n2.W_ADOPTED), (OK, 0), "BEGIN for a session that is known")
+    check_eq(seen(me, again), b"A", "it is a resume")
+    again.close()
+
+
+@test
+def test_only_begin_begins(t):
+    s = start(t)
+    stranger = Session(s.port)
+    stranger.begin = 0
+    refused(stranger, ESTALE, "a writing session that nobody knows, without BEGIN")
+    reader = Session(s.port, flags=0)
+    reader.begin = 0
+    c, w = reader.knock()
+    check(w.status == OK and w.flags & n2.W_ADOPTED and not w.flags & n2.W_NEW, f"a reading one: {w}")
+    check_eq(c.call(READ, 0, 9, length=512).data, bytes(512), "READ")
+    c.close()
+    me, c = session(t, s)
+    check_eq(c.goodbye(n2.END_SESSION), OK, "END_SESSION")
+    refused(me, ESTALE, "BEGIN with the id of a session that is over", flags=H_WRITE | n2.H_BEGIN)
+
+
+@test
 def test_epochs(t):
     s = start(t)
     me, c = session(t, s)
     me.epochs[0] = 10
     c = me.open()  # epoch 11
     for epoch in (11, 10, 1, 0):
-        refused(me, ESTALE if epoch else n2.EPROTO, f"epoch {epoch} behind 11", epoch=epoch)
+        refused(me, EAGAIN if epoch else n2.EPROTO, f"epoch {epoch} behind 11", epoch=epoch)
         check_eq(me.call(c, NOP).status, OK, "the connection that is there")
     c2 = me.open(0, epoch=(1 << 64) - 1)
     closes_quietly(c)
@@ -493,20 +532,23 @@ def test_generation_is_kept_by_a_process_crash(t):
 
 
 @test
-def test_another_generation_gets_a_new_session(t):
-    """A client that knows another generation, or another store, is not adopted: it is told."""
+def test_another_generation_is_told(t):
+    """Whatever counter the client knows, its session goes on, and it compares. Another store is another matter."""
     s = start(t)
-    for changes in ({"generation": 1 << 40}, {"generation": 0}, {"store_uuid": n2.new_id()}, {"store_uuid": n2.ID0}):
-        me, c = session(t, s)
-        known, old_id = (me.uuid, me.generation), me.session_id
+    me, c = session(t, s)
+    known, session_id = (me.uuid, me.generation), me.session_id
+    for changes in ({"generation": 1 << 40}, {"generation": 0}, {"store_uuid": n2.ID0, "generation": 0}):
         s = restart(t, s)
         conn, w = me.knock(**changes)
         check_eq(w.status, OK, f"{changes}: {w.text()}")
-        check(w.flags & n2.W_NEW and not w.flags & n2.W_ADOPTED, f"{changes}: flags {w.flags:#x}")
-        check(w.session_id not in (old_id, n2.ID0), "a new id")
-        check_eq((w.store_uuid, w.generation), known, "what it is told")
+        check(w.flags & n2.W_ADOPTED and not w.flags & n2.W_NEW, f"{changes}: flags {w.flags:#x}")
+        check_eq((w.session_id, w.store_uuid, w.generation), (session_id, *known), "what it is told")
         conn.close()
-        refused(me, ESTALE, "the session that it took the place of")
+    for restarted in (False, True):
+        refused(me, ESTALE, "another store", store_uuid=n2.new_id())
+        s = s if restarted else restart(t, s)
+    c = me.open()
+    check_eq(me.write(c, 0, A), OK, "the session is none the worse")
 
 
 @test
@@ -517,10 +559,10 @@ def test_memory_is_another_store_each_time(t):
     me.write(c, 0, A)
     check(seen(me, c) == b"A", "memory")
     s = restart(t, s)
-    conn, w = me.knock()
-    check_eq(w.status, OK, w.text())
-    check(w.flags & n2.W_NEW and w.store_uuid != me.uuid, "another uuid, and a new session")
-    conn.close()
+    refused(me, ESTALE, "a session of the memory that is gone")
+    other, c = session(t, s, n2.new_id())
+    check(other.uuid != me.uuid, "another uuid")
+    check_eq(seen(other, c), bytes(1), "its contents")
 
 
 @test

@@ -244,7 +244,7 @@ def expect_refusal(s, wire, want, what):
 
 def bent_hello(at, value, hello=None, **fields):
     """A good hello with bytes replaced, and a right checksum."""
-    whole = bytearray(n2.pack_hello(hello or Hello(client_id=CLIENT, epoch=1, **fields)))
+    whole = bytearray(n2.pack_hello(hello or Hello(n2.H_BEGIN, client_id=CLIENT, session_id=CLIENT, epoch=1, **fields)))
     whole[at:at + len(value)] = value
     return n2.reseal(whole)
 
@@ -255,31 +255,31 @@ def test_malformed_hellos_are_refused(t):
     witness = Witness(t, s)
     u16, u32 = (lambda v: struct.pack(">H", v)), (lambda v: struct.pack(">I", v))
     crc = [Feature(n2.CRC32C)]
-    good = n2.pack_hello(Hello(client_id=CLIENT, epoch=1))
+    good = n2.pack_hello(Hello(n2.H_BEGIN, client_id=CLIENT, session_id=CLIENT, epoch=1))
     cases = {f"length {n}": good[:8] + u32(n) + good[12:] for n in (0, 1, 88, 95, 97, 100, 8200, 8193, 1 << 31, (1 << 32) - 1)}
-    cases.update({f"flag {1 << bit:#x}": bent_hello(16, u16(1 << bit)) for bit in range(5, 16)})
+    cases.update({f"flag {1 << bit:#x}": bent_hello(16, u16(1 << bit)) for bit in range(6, 16)})
     cases.update({
         "a wrong checksum": good[:12] + bytes(4) + good[16:],
         "a length that is more than its parts": n2.reseal(good[:8] + u32(104) + good[12:] + bytes(8)),
         "features that are not there": bent_hello(92, u16(1)),
-        "33 features": n2.pack_hello(Hello(client_id=CLIENT, epoch=1, features=[Feature(100 + i, name="x") for i in range(33)])),
+        "33 features": n2.pack_hello(Hello(n2.H_BEGIN, client_id=CLIENT, session_id=CLIENT, epoch=1, features=[Feature(100 + i, name="x") for i in range(33)])),
         "65535 features": bent_hello(92, u16(65535)),
         "a name that is not there": bent_hello(94, u16(1)),
-        "a name of 4097 bytes": n2.pack_hello(Hello(client_id=CLIENT, epoch=1, name="n" * 4097)),
+        "a name of 4097 bytes": n2.pack_hello(Hello(n2.H_BEGIN, client_id=CLIENT, session_id=CLIENT, epoch=1, name="n" * 4097)),
         "a name of 65535 bytes": bent_hello(94, u16(65535)),
-        "a zero byte in the name": n2.pack_hello(Hello(client_id=CLIENT, epoch=1, name="a\0b")),
-        "padding that is not zero": n2.reseal(n2.pack_hello(Hello(client_id=CLIENT, epoch=1, name="abc"))[:-1] + b"\1"),
-        "feature 0": n2.pack_hello(Hello(client_id=CLIENT, epoch=1, features=[Feature(0, name="zero")])),
-        "a feature without a name": n2.pack_hello(Hello(client_id=CLIENT, epoch=1, features=[Feature(1, name="")])),
-        "a feature with a blank in its name": n2.pack_hello(Hello(client_id=CLIENT, epoch=1, features=[Feature(1, name="crc 32c")])),
-        "a feature with unknown flags": bent_hello(98, u16(2), Hello(client_id=CLIENT, epoch=1, features=crc)),
-        "features that descend": n2.pack_hello(Hello(client_id=CLIENT, epoch=1, features=[Feature(2), Feature(1)])),
-        "a feature twice": n2.pack_hello(Hello(client_id=CLIENT, epoch=1, features=[Feature(1), Feature(1)])),
-        "no client id": n2.pack_hello(Hello(epoch=1)),
-        "no epoch": n2.pack_hello(Hello(client_id=CLIENT)),
+        "a zero byte in the name": n2.pack_hello(Hello(n2.H_BEGIN, client_id=CLIENT, session_id=CLIENT, epoch=1, name="a\0b")),
+        "padding that is not zero": n2.reseal(n2.pack_hello(Hello(n2.H_BEGIN, client_id=CLIENT, session_id=CLIENT, epoch=1, name="abc"))[:-1] + b"\1"),
+        "feature 0": n2.pack_hello(Hello(n2.H_BEGIN, client_id=CLIENT, session_id=CLIENT, epoch=1, features=[Feature(0, name="zero")])),
+        "a feature without a name": n2.pack_hello(Hello(n2.H_BEGIN, client_id=CLIENT, session_id=CLIENT, epoch=1, features=[Feature(1, name="")])),
+        "a feature with a blank in its name": n2.pack_hello(Hello(n2.H_BEGIN, client_id=CLIENT, session_id=CLIENT, epoch=1, features=[Feature(1, name="crc 32c")])),
+        "a feature with unknown flags": bent_hello(98, u16(2), Hello(n2.H_BEGIN, client_id=CLIENT, session_id=CLIENT, epoch=1, features=crc)),
+        "features that descend": n2.pack_hello(Hello(n2.H_BEGIN, client_id=CLIENT, session_id=CLIENT, epoch=1, features=[Feature(2), Feature(1)])),
+        "a feature twice": n2.pack_hello(Hello(n2.H_BEGIN, client_id=CLIENT, session_id=CLIENT, epoch=1, features=[Feature(1), Feature(1)])),
+        "no client id": n2.pack_hello(Hello(session_id=CLIENT, epoch=1)),
+        "no epoch": n2.pack_hello(Hello(client_id=CLIENT, session_id=CLIENT)),
         "INFO and LIST": n2.pack_hello(Hello(n2.H_INFO | n2.H_LIST)),
-        "connection 16": n2.pack_hello(Hello(client_id=CLIENT, epoch=1, connection=16)),
-        "connection 65535": n2.pack_hello(Hello(client_id=CLIENT, epoch=1, connection=65535)),
+        "connection 16": n2.pack_hello(Hello(n2.H_BEGIN, client_id=CLIENT, session_id=CLIENT, epoch=1, connection=16)),
+        "connection 65535": n2.pack_hello(Hello(n2.H_BEGIN, client_id=CLIENT, session_id=CLIENT, epoch=1, connection=65535)),
     })
     for what, wire in cases.items():
         expect_refusal(s, wire, EPROTO, what)
@@ -365,7 +365,7 @@ def slow_clients(t, wires, half_handshakes=0):
 @test
 def test_unfinished_hellos_are_closed_by_the_deadline(t):
     """Of 10 s; and hundreds of half handshakes cost little and disturb nobody."""
-    hello = n2.pack_hello(Hello(client_id=CLIENT, epoch=1, name="n" * 4000))
+    hello = n2.pack_hello(Hello(n2.H_BEGIN, client_id=CLIENT, session_id=CLIENT, epoch=1, name="n" * 4000))
     slow_clients(t, [(hello[:1], False), (hello[:8], False), (hello[:50], False), (hello[:-1], False), (hello[:12], True),
                      (hello[:60], True)], suite.count(1000, 300))
 
@@ -415,18 +415,16 @@ def test_rst_with_reads_queued(t):
 def test_rst_with_writes_queued(t):
     s = start(t, size="64M")
     witness = Witness(t, s)
-    me = Session(s.port)
-
     def rounds(n):
         for _ in range(n):
-            c = me.open()
+            me = Session(s.port, CLIENT)  # a new session: what was in flight is fenced with the old one
+            c = me.open_patiently()
             wire = b"".join(n2.pack_request(WRITE, 0, slot, me.next(slot), slot, 8 * MIB, MIB, bytes(MIB)) for slot in range(3))
             sender = threading.Thread(target=lambda c=c, wire=wire: quietly(c, wire), daemon=True)
             sender.start()
             sender.join(random.random() * 0.02)
             c.reset()
             sender.join()
-            me.session_id, me.sequences = n2.ID0, {}  # a new session: what was in flight is fenced with the old one
         witness.check()
 
     def quietly(c, wire):
@@ -534,11 +532,11 @@ def test_garbage_streams(t):
         crc = rng.random() < 0.5
         me.features = [Feature(number) for number in (1, 2, 3, 5) if (crc if number == 1 else rng.random() < 0.4)]
         if rng.random() < 0.2:
-            me.session_id, me.sequences = n2.ID0, {}
+            me = Session(s.port, me.client_id, flags=me.flags, features=me.features, slots=16)
         try:
             c = me.open(rng.randrange(4))
-        except n2.Violation:
-            me.session_id = n2.ID0
+        except n2.Violation:  # a GOODBYE of ours has ended it
+            me = Session(s.port, me.client_id, flags=me.flags, slots=16)
             continue
         parts = []
         for _ in range(rng.randrange(1, 10)):
@@ -592,9 +590,8 @@ def test_hellos_race_for_one_index(t):
 
         def knock(i, base=base, got=got):
             conn = n2.Conn(s.port)
-            w = conn.greet(Hello(n2.H_WRITE, 0, 64, me.client_id, me.session_id, base + 1 + i, me.uuid, me.generation),
-                           session=None)
-            check(w.status in (OK, n2.ESTALE, n2.EAGAIN), f"status {w.status}: {w.text()}")
+            w = conn.greet(Hello(n2.H_WRITE, 0, 64, me.client_id, me.session_id, base + 1 + i, me.uuid, me.generation))
+            check(w.status in (OK, n2.EAGAIN), f"status {w.status}: {w.text()}")
             got.append((i, w.status, conn))
         run_threads([lambda i=i: knock(i) for i in range(8)])
         me.epochs[0] = base + 8

@@ -46,20 +46,23 @@ const Id kClient = id_from(0x00), kSession = id_from(0x10), kUuid = id_from(0x20
 
 std::map<std::string, Hello2> hellos() {
   Hello2 first;
-  first.flags = NETBLK2_HELLO_WRITE;
+  first.flags = NETBLK2_HELLO_WRITE | NETBLK2_HELLO_BEGIN;
   first.slots = 64;
   first.client_id = kClient;
+  first.session_id = kSession;
   first.epoch = 1;
   first.features = {make_feature(NETBLK2_FEATURE_CRC32C, 0, true), make_feature(NETBLK2_FEATURE_HEARTBEAT, 5000),
                     make_feature(NETBLK2_FEATURE_RESIZE)};
   first.export_name = "disk";
   Hello2 resume = first;
+  resume.flags = NETBLK2_HELLO_WRITE;
   resume.connection = 1;
-  resume.session_id = kSession;
   resume.epoch = 7;
   resume.store_uuid = kUuid;
   resume.generation = 3;
   Hello2 plain;
+  plain.flags = NETBLK2_HELLO_BEGIN;
+  plain.session_id = kSession;
   plain.client_id = kClient;
   plain.epoch = 1;
   Hello2 info;
