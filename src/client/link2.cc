@@ -17,6 +17,8 @@ namespace {
 constexpr uint32_t kLeastPacked = 1024;
 // A payload of this length is followed by one of its kind more often than not.
 constexpr size_t kLargeBytes = 64u << 10;
+// Of the memory for a compressed payload, between two of them.
+constexpr size_t kKeptBytes = 1u << 20;
 
 Error hung_up() {
   return make_error(EPROTONOSUPPORT, "the server closed the connection upon the hello: it does not speak netblk/2");
@@ -436,6 +438,7 @@ void Link2::finish_payload() {
     const Slot2& slot = session_.slots_[payload_slot_];
     if (!session_.compressor_.decompress(payload_flags_, packed_, {slot.data(), slot.length}))
       return fail(make_error(EPROTO, "a payload does not decompress to the {} bytes that were read", slot.length));
+    if (packed_.capacity() > kKeptBytes) std::vector<std::byte>().swap(packed_);
   }
   session_.answered(payload_slot_, 0);
 }
