@@ -167,7 +167,7 @@ def test_fio_verify_through_every_fault(t):
          "--rw=randrw", "--bsrange=4k-64k", "--bs_unaligned=0", "--blockalign=4k", "--size=48m", "--verify=crc32c",
          "--verify_backlog=128", "--verify_fatal=1", "--fsync=32", "--time_based", "--runtime=3600", "--output-format=json",
          f"--randseed={rng.randrange(1 << 30)}"],
-        stdin=subprocess.DEVNULL, stdout=open(t.tmp / "fio.json", "wb"), stderr=open(t.tmp / "fio.err", "wb"))
+        cwd=t.tmp, stdin=subprocess.DEVNULL, stdout=open(t.tmp / "fio.json", "wb"), stderr=open(t.tmp / "fio.err", "wb"))
     t.defer(lambda: (job.kill(), job.wait()))
     happened = {}
     for number in range(rounds):
