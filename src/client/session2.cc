@@ -480,11 +480,16 @@ void Session2::sweep() {
 
 void Session2::expire(uint64_t now) {
   const uint64_t limit = options_.request_timeout_ms;
+  const auto is_due = [&](const Slot2& slot) {
+    return slot.use != Slot2::Use::kFree && slot.request != nullptr && !slot.expired && age_ms(*slot.request, now) >= limit;
+  };
+  // Queues that are made anew are in the order of the slots: at every sweep of a busy link, that would starve the last.
+  const std::vector<Slot2>& slots = slots_.all();
+  if (std::none_of(slots.begin(), slots.end(), is_due) && (waiting_ == nullptr || age_ms(*waiting_, now) < limit)) return;
   const Bulk bulk(*this);
   for (uint32_t number = 0; number < slots_.size(); ++number) {
     Slot2& slot = slots_[number];
-    if (slot.use == Slot2::Use::kFree || slot.request == nullptr || slot.expired) continue;
-    if (age_ms(*slot.request, now) < limit) continue;
+    if (!is_due(slot)) continue;
     if (!slot.numbered) {
       Request& request = *slot.request;
       slots_.give_back(number);
