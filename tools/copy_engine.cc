@@ -19,7 +19,7 @@ namespace {
 using block::Command;
 
 constexpr unsigned kWorkers = 32;
-constexpr uint64_t kPieceBytes = 512u << 10;
+constexpr uint64_t kPieceBytes = 256u << 10;
 // One request that zeroes: long enough to be few, short enough to end soon where the storage must write them.
 constexpr uint64_t kZeroBytes = 32u << 20;
 // What a hole begins and ends on, and the shortest run of zeroes in data that is made one.

@@ -285,7 +285,7 @@ int run_bench(const BenchArguments& arguments) {
                                         arguments.connections, arguments.target));
   }
   catch_interrupts();
-  set_log_level(LogLevel::kError);
+  set_log_level(LogLevel::kOff);
   auto backend = make_backend();
   if (!backend) return fail(kFailed, backend.error().message);
   const io::SteadyClock clock;

@@ -169,7 +169,7 @@ int run_copy(const CopyArguments& arguments) {
       if (const auto uri = parse_server_uri(text); !uri) return fail(kMalformed, uri.error().message);
   catch_interrupts();
   // What goes wrong on the way is told at the end, in one line.
-  set_log_level(LogLevel::kError);
+  set_log_level(LogLevel::kOff);
   auto backend = make_backend();
   if (!backend) return fail(kFailed, backend.error().message);
   const io::SteadyClock clock;

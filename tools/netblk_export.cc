@@ -17,8 +17,8 @@
 namespace netblk::tools {
 namespace {
 
-// A request outlives an outage that the client sits out.
-uint64_t request_timeout_ms(uint64_t dead_time_ms) { return dead_time_ms + dead_time_ms / 2 + 1000; }
+// A request outlives an outage that the client sits out, and what is in flight before it on a slow link.
+uint64_t request_timeout_ms(uint64_t dead_time_ms) { return dead_time_ms + dead_time_ms / 2 + 600'000; }
 
 uint64_t mixed(uint64_t value) {  // splitmix64's finalizer
   value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9u;

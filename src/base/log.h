@@ -9,7 +9,7 @@
 
 namespace netblk {
 
-enum class LogLevel { kDebug, kInfo, kWarning, kError };
+enum class LogLevel { kDebug, kInfo, kWarning, kError, kOff };
 
 // Lines below the level are dropped. Default: kInfo.
 void set_log_level(LogLevel level);
