@@ -182,9 +182,7 @@ Result<uint32_t> make_disk(attach::NetblkKo& driver, const DriverOptions& option
   if (*options.size_bytes % kMiB != 0 && !tells_size)
     return make_error(EINVAL, "--size {}: the driver's disks of netblk/1 are whole MiB", *options.size_bytes);
   words += fmt::format("size_mb={}", std::max(*options.size_bytes / kMiB, uint64_t{1}));
-  auto made = driver.add(words);
-  if (!made) return std::move(made).error();
-  return made.value().number;
+  return driver.add(words);
 }
 
 }  // namespace

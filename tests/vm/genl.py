@@ -7,6 +7,7 @@ usage: genl.py add [OPTIONS] | add-many COUNT [OPTIONS] | remove N | disconnect 
        genl.py refused N KIND                       hands over what must be refused: see refuse()
        genl.py watch SECONDS COUNT                  prints events: "netblk-1 connecting handed-over"
        genl.py keep N HOST PORT                     hands over, and again whenever the connection is lost
+       genl.py keep2 N PORT CONNECTIONS [EXPORT]    the same with a netblk/2 session, which it resumes
 An answer is one line for each device; a refusal prints errno's name and the kernel's words, and exits with 1.
 """
 import errno
@@ -18,6 +19,7 @@ import struct
 import sys
 import time
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "compat"))
 HEADER = (pathlib.Path(__file__).resolve().parents[2] / "protocol" / "netblk_genl.h").read_text(encoding="utf-8")
 
 
@@ -175,6 +177,46 @@ def keep(family, number, host, port):
                 break
 
 
+def hand_over2(family, number, session, connections):
+    """All that the welcome said, and a socket for each connection."""
+    import netblk2  # pylint: disable=import-outside-toplevel
+
+    welcome = session.welcome
+    features, heartbeat = 0, b""
+    for feature in welcome.features:
+        features |= 1 << feature.number
+        if feature.number == netblk2.HEARTBEAT:
+            heartbeat = u32("heartbeat_ms", feature.value)
+    inside = b"".join(attribute(A["socket"] | NESTED, u32("fd", c.sock.fileno()) + u64("epoch", session.epochs[index]))
+                      for index, c in enumerate(connections))
+    return family.ask(COMMANDS["connect"], b"".join([
+        u32("number", number), attribute(A["sockets"] | NESTED, inside), u64("size_bytes", welcome.size_bytes),
+        u32("block_bytes", welcome.block_bytes), u32("preferred_bytes", welcome.preferred_bytes),
+        u32("max_payload_bytes", welcome.max_payload_bytes), u32("slots", welcome.slots), u32("flags", welcome.flags),
+        u32("features", features), heartbeat, attribute(A["session_id"], session.session_id),
+        attribute(A["client_id"], session.client_id), attribute(A["store_uuid"], welcome.store_uuid),
+        u64("generation", welcome.generation)]))
+
+
+def keep2(family, number, port, count, export):
+    import netblk2  # pylint: disable=import-outside-toplevel
+
+    events = Family()
+    events.socket.setsockopt(270, 1, events.groups["events"])
+    session = netblk2.Session(port, name=export, features=[netblk2.Feature(netblk2.CRC32C),
+                                                           netblk2.Feature(netblk2.HEARTBEAT, 1000)])
+    while True:
+        connections = [session.open_patiently(index) for index in range(count)]
+        print(described(hand_over2(family, number, session, connections)[0]), flush=True)
+        for connection in connections:
+            connection.close()
+        while True:
+            line = described(events.socket.recv(1 << 16)[20:])
+            # one connection of several is enough: a hand-over is always of all of them
+            if line.split()[0] == ("netblk" if number == 0 else f"netblk-{number}") and line.split()[1] == "connecting":
+                break
+
+
 def main():
     family, words = Family(), sys.argv[1:]
     command = words[0]
@@ -202,6 +244,8 @@ def main():
             watch(family, float(words[1]), int(words[2]))
         elif command == "keep":
             keep(family, int(words[1]), words[2], int(words[3]))
+        elif command == "keep2":
+            keep2(family, int(words[1]), int(words[2]), int(words[3]), words[4] if len(words) > 4 else "")
         else:
             sys.exit(__doc__.strip())
     except Refused as reason:

@@ -82,9 +82,44 @@ at_once() {
 	local n; for n in 1 2 3 4; do netblk attach $a --via netblk --size 100M > "$scratch/node.$n" & done; wait %+ || true; for n in 1 2 3; do wait -n || true; done
 	expect "$(cat "$scratch"/node.* | sort -u)" /dev/netblk "what four attaches at once print"
 }
+# netblk/2: names, sizes that the server tells, one writer, a loss and its acknowledgement
+serve2() {
+	"$netblk_server" --export disk="file:$scratch/disk2?size=48M" --export other="file:$scratch/disk3?size=32M" --listen netblk://127.0.0.1:10811 \
+		> "$scratch/server.10811" 2>&1 < /dev/null & server_pid=$!
+	echo $server_pid >> "$scratch/pids"; listening 10811
+}
+exports() {
+	local c=netblk://127.0.0.1:10811; serve2
+	insmod "$NETBLK_MODULES/net_block_driver.ko" server_ip=127.0.0.1 server_port=9
+	expect "$(netblk attach $c/disk --via netblk) $(netblk attach $c/other --via netblk) $(netblk attach $c/disk --via netblk)" \
+		'/dev/netblk /dev/netblk-1 /dev/netblk' "what three attaches print"
+	expect "$(blockdev --getsize64 /dev/netblk) $(blockdev --getsize64 /dev/netblk-1)" '50331648 33554432' sizes
+	expect "$(field netblk server) $(field netblk-1 protocol) $(field netblk-1 lost)" "$c/disk 2 False" status
+	must_fail 'no such export\|no export' netblk attach $c/nothing --via netblk
+	must_fail 'bytes, not' netblk attach $c/other --via netblk --size 1G
+	expect "$(devices)" 'netblk netblk-1 ' "devices after the refusals"
+	# one writer: another client is refused, and takes over when it says so
+	netblk detach netblk-1
+	python3 -c "
+import sys, time; sys.path.insert(0, '$NETBLK_ROOT/tests/compat'); import netblk2
+s = netblk2.Session(10811, name='other'); c = s.open(); print('open', flush=True); time.sleep(100)" > "$scratch/writer" & echo $! >> "$scratch/pids"
+	for i in $(seq 100); do grep -q open "$scratch/writer" && break; sleep 0.05; done
+	must_fail 'busy' netblk attach $c/other --via netblk; expect "$(devices)" 'netblk ' devices
+	expect "$(netblk attach $c/other --via netblk --takeover)" /dev/netblk-1 "attach with --takeover"
+	# the server's machine goes down with what was not flushed: flushes fail until reset
+	dd if=/dev/urandom of=/dev/netblk bs=4k count=64 oflag=direct status=none
+	kill_server; rm -rf /run/netblk/store-*; serve2
+	for i in $(seq 200); do [ "$(field netblk lost)" = True ] && break; sleep 0.1; done
+	[ -n "$(field netblk lost_why)" ] || fail "status does not say why: $(netblk status)"
+	netblk status | grep -q 'LOST' || fail "the table does not say it: $(netblk status)"
+	must_fail 'input/output' python3 -c "import os; os.fsync(os.open('/dev/netblk', os.O_RDWR))"
+	netblk reset netblk; expect "$(field netblk lost)" False "lost after reset"
+	python3 -c "import os; f = os.open('/dev/netblk', os.O_RDWR); os.write(f, bytes(4096)); os.fsync(f)"
+}
 t attach-twice twice
 t attach-refusals refusals
 t attach-names names
 t attach-read-only-and-partitions read_only_and_partitions
 t attach-four-at-once at_once
+t attach-exports-owners-and-a-loss exports
 finish

@@ -7,7 +7,7 @@ reader() { timeout -k 1 20 dd if=$1 of=/dev/null bs=4096 count=1 skip=512 iflag=
 
 commands() {
 	serve 10809 "$scratch/disk" 100; load
-	expect "$(genl status 0)" 'netblk connected size=104857600 protocol=1 reconnects=0' "status of the first"
+	expect "$(genl status 0 | sed 's/protocol=[12]/protocol=N/')" 'netblk connected size=104857600 protocol=N reconnects=0' "status of the first"
 	expect "$(genl add size_mb=3)" 'netblk-1 disconnected size=3145728 protocol=0 reconnects=0' "answer to add"
 	expect "$(genl add number=9 size_mb=3 | cut -d' ' -f1)" netblk-9 "answer to add"
 	expect "$(genl list | cut -d' ' -f1 | tr '\n' ' ')" 'netblk netblk-1 netblk-9 ' "the list"
@@ -53,6 +53,28 @@ mounted() {
 	expect "$(cat /sys/block/netblk-1/statistics/errors)" 0 errors
 	must_fail 'EBUSY' genl remove 1
 	umount $mnt; genl remove 1
+}
+# a session of netblk/2 over two connections: handshake and resume by a process, requests and replay by the driver
+netblk2() {
+	[ "$netblk_server" != "$vm/simple_server.py" ] || skip "netblk_server is not built"
+	serve 10809 "$scratch/disk" 64; load server_port=9 connections=2; genl add size_mb=1 > /dev/null
+	background genl keep2 1 10809 2 > "$scratch/keep"
+	for i in $(seq 200); do [ "$(cat /sys/block/netblk-1/state)" = connected ] && break; sleep 0.05; done
+	expect "$(genl status 1)" 'netblk-1 connected size=67108864 protocol=2 reconnects=0 handed_over' "status"
+	expect "$(blockdev --getsize64 /dev/netblk-1) $(cat /sys/block/netblk-1/connections_up)" '67108864 2' "size and connections"
+	mkfs.ext4 -q /dev/netblk-1; mount /dev/netblk-1 $mnt; random_file $mnt/blob 16M; local sum; sum=$(sha256sum < $mnt/blob); sync -f $mnt
+	local round
+	for round in 1 2; do
+		cp $mnt/blob "$mnt/copy$round" & local copy=$!
+		kill_server; sleep 0.3; serve 10809 "$scratch/disk" 64
+		wait $copy; sync -f $mnt
+	done
+	umount $mnt; drop_caches; mount /dev/netblk-1 $mnt
+	for round in 1 2; do expect "$(sha256sum < "$mnt/copy$round")" "$sum" "copy $round"; done
+	umount $mnt
+	expect "$(cat /sys/block/netblk-1/statistics/errors)" 0 errors
+	[ "$(cat /sys/block/netblk-1/statistics/reconnects)" -ge 2 ] || fail "no reconnects counted"
+	genl remove 1
 }
 # nobody hands over again: EIO after the dead time, and the device can be removed
 K22_no_helper() {
@@ -140,7 +162,8 @@ user() { while :; do for n in 1 2; do dd if=/dev/netblk-$n of=/dev/null bs=64k c
 K5_storm() {
 	serve 10809 "$scratch/disk" 100; load dead_time_ms=1000
 	local worker; for worker in commander watcher user commander user; do background $worker; done
-	sleep "${ROUNDS:-6}"
+	local i; sleep "${ROUNDS:-6}"
+	for i in $(seq 60); do [ "$(dmesg | grep -c 'netblk-[12]: was handed a connection')" -le 3 ] || break; sleep 1; done
 	[ "$(dmesg | grep -c 'netblk-[12]: was handed a connection')" -gt 3 ] || fail "the storm hardly handed anything over"
 	expect "$(genl status 0 | cut -d' ' -f2)" connected state
 }
@@ -158,6 +181,7 @@ K9_unload() {
 t genl-commands commands
 t genl-hand-over hand_over
 t genl-hand-over-under-a-mount mounted
+t genl-hand-over-of-a-netblk2-session netblk2
 t K22-nobody-hands-over-again K22_no_helper
 t K17-hand-overs-that-are-refused K17_refused
 t K17-nonsense-by-netlink K17_nonsense
