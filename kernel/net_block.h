@@ -81,6 +81,9 @@
 /* The longest request that the block layer may build. */
 #define NETBLK_MAX_REQUEST_BYTES (4u << 20)
 
+/* Requests by tag that go to one of several connections of a hardware queue. */
+#define NETBLK_NEIGHBOURS 8
+
 /* Segments to one sendmsg() or recvmsg(). */
 #define NETBLK_SEGMENTS 64
 
@@ -462,6 +465,7 @@ struct netblk_device {
 	struct netblk_addr addr; /* where connections lead, and where a lost one is sought */
 	struct netblk_wish session_wish; /* what the session was made with */
 	struct netblk_wish next_wish; /* what next, made for a user, asks for */
+	u8 next_session_id[NETBLK2_ID_SIZE];
 	unsigned int stride; /* of slot numbers */
 	unsigned int session_slots;
 	unsigned long join_at; /* jiffies: when to add the next connection */

@@ -11,6 +11,7 @@
  * until it accepts a connection: a stopped server's kernel still accepts.
  */
 #include <linux/kthread.h>
+#include <linux/random.h>
 #include <linux/refcount.h>
 #include <linux/sched.h>
 #include <linux/slab.h>
@@ -269,6 +270,7 @@ static void netblk_op_connect(struct netblk_device *nd, struct netblk_op *op)
 	if (nd->one_try)
 		netblk_change_state(nd, NETBLK_STATE_CONNECTING);
 	nd->next_wish = op->wish;
+	get_random_bytes(nd->next_session_id, NETBLK2_ID_SIZE);
 	netblk_open_next(&nd->queues[0], &op->addr,
 			 op->wish.protocol == 1 ? 1 : 2, true);
 }

@@ -47,7 +47,11 @@ static u16 netblk2_hello_flags(const struct netblk_conn *nc)
 	}
 }
 
-/* The first bytes of a connection that was just established. */
+/*
+ * The first bytes of a connection that was just established. The session's id
+ * is ours to choose: a hello that comes twice, or whose welcome is lost, begins
+ * no second session.
+ */
 int netblk2_send_hello(struct netblk_conn *nc)
 {
 	struct netblk2_hello *hello = (void *)nc->greeting;
@@ -64,15 +68,18 @@ int netblk2_send_hello(struct netblk_conn *nc)
 
 	memset(nc->greeting, 0, sizeof(nc->greeting));
 	memcpy(hello->magic, NETBLK2_MAGIC, sizeof(hello->magic));
-	hello->flags = cpu_to_be16(netblk2_hello_flags(nc));
+	hello->flags = cpu_to_be16(netblk2_hello_flags(nc) |
+				   (nc->user ? NETBLK2_HELLO_BEGIN : 0));
 	hello->connection = cpu_to_be16(nc->queue->index);
 	hello->slots = cpu_to_be32(min(nd->depth * nd->nr_queues,
 				       (unsigned int)NETBLK2_MAX_SLOTS));
 	memcpy(hello->client_id, wish->client_id, NETBLK2_ID_SIZE);
-	if (!nc->user)
-		memcpy(hello->session_id, nd->session_id, NETBLK2_ID_SIZE);
+	memcpy(hello->session_id,
+	       nc->user ? nd->next_session_id : nd->session_id,
+	       NETBLK2_ID_SIZE);
 	hello->epoch = cpu_to_be64(nc->epoch);
-	if (nd->has_store) {
+	/* With nobody there to mistake it, another store is welcome. */
+	if (nd->has_store && !(nc->user && !disk_openers(nd->disk))) {
 		memcpy(hello->store_uuid, nd->store_uuid, NETBLK2_ID_SIZE);
 		hello->generation = cpu_to_be64(nd->generation);
 	}
@@ -165,7 +172,7 @@ static int netblk2_refused(struct netblk_conn *nc, u32 status, const u8 *text,
 
 	switch (status) {
 	case NETBLK2_ESTALE:
-		nc->why = "fenced: another client, or a later session, took over";
+		nc->why = "fenced: the session is over";
 		break;
 	case NETBLK2_EBUSY:
 		nc->why = "another client writes";

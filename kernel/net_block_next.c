@@ -246,8 +246,7 @@ static int netblk_next_resumed(struct netblk_device *nd,
 		nc->final = true;
 		return -EMEDIUMTYPE;
 	}
-	if (!fresh && (memcmp(w->session_id, nd->session_id, NETBLK2_ID_SIZE) ||
-		       w->generation != nd->generation ||
+	if (!fresh && (w->generation != nd->generation ||
 		       w->slots != nd->session_slots)) {
 		nc->why = "it resumed what is another session";
 		return -EPROTO;
@@ -262,10 +261,16 @@ static int netblk_next_resumed(struct netblk_device *nd,
 static int netblk_next_config(struct netblk_device *nd)
 {
 	struct netblk_conn *nc = nd->next;
+	const u8 *id = nc->user ? nd->next_session_id : nd->session_id;
 	struct netblk_geometry g;
 	bool resumed = !nc->user && nc->proto->version == 2, lost, known;
 	int err;
 
+	if (nc->proto->version == 2 &&
+	    memcmp(nc->welcome.session_id, id, NETBLK2_ID_SIZE)) {
+		nc->why = "it welcomes another session";
+		return -EPROTO;
+	}
 	err = netblk_geometry_of(nc, &g);
 	if (!err && nc->proto->version == 2)
 		err = netblk_session_judge(nc, &lost);

@@ -101,13 +101,26 @@ static u8 netblk_type_of(const struct request *rq)
 	}
 }
 
+/* blk-mq has no more hardware queues than there are processors. */
+static bool netblk_spreads(const struct netblk_device *nd)
+{
+	return nd->tag_set.nr_hw_queues < READ_ONCE(nd->nr_live);
+}
+
 /*
- * The queue that a hardware queue leads to, locked. Several may lead to one:
- * a server may allow fewer connections than we have, and one may come later.
+ * The queue that a request goes to, locked. Several hardware queues may lead to
+ * one, since a server may allow fewer connections than we have, and one may
+ * come later; or one to several, a few neighbours to each.
  */
 static struct netblk_queue *netblk_lock_queue(struct netblk_device *nd,
-					      unsigned int number)
+					      const struct blk_mq_hw_ctx *hctx,
+					      const struct request *rq)
 {
+	unsigned int number = hctx->queue_num;
+
+	if (netblk_spreads(nd))
+		number += nd->tag_set.nr_hw_queues *
+			  ((unsigned int)rq->tag / NETBLK_NEIGHBOURS);
 	for (;;) {
 		unsigned int live = READ_ONCE(nd->nr_live);
 		struct netblk_queue *q = &nd->queues[number % live];
@@ -117,6 +130,17 @@ static struct netblk_queue *netblk_lock_queue(struct netblk_device *nd,
 			return q;
 		spin_unlock(&q->lock);
 	}
+}
+
+/* A batch has ended: send what was queued, wherever it was. */
+static void netblk_tx_batch(struct blk_mq_hw_ctx *hctx)
+{
+	struct netblk_device *nd = hctx->queue->queuedata;
+	unsigned int i;
+
+	for (i = 0; i < nd->nr_queues; i++)
+		if (!list_empty_careful(&nd->queues[i].pending))
+			netblk_tx(&nd->queues[i]);
 }
 
 /*
@@ -153,7 +177,7 @@ static blk_status_t netblk_queue_rq(struct blk_mq_hw_ctx *hctx,
 		cmd->has_crc = true;
 	}
 
-	q = netblk_lock_queue(nd, hctx->queue_num);
+	q = netblk_lock_queue(nd, hctx, rq);
 	state = READ_ONCE(nd->state);
 	if (READ_ONCE(nd->lost) && (type == NETBLK2_FLUSH || cmd->fua)) {
 		lost = true;
@@ -168,8 +192,11 @@ static blk_status_t netblk_queue_rq(struct blk_mq_hw_ctx *hctx,
 		list_add_tail(&cmd->node, &q->pending);
 		spin_unlock(&q->lock);
 		/* From here on the request may be complete and gone. */
-		if (bd->last)
+		if (bd->last) {
 			netblk_tx(q);
+			if (netblk_spreads(nd))
+				netblk_tx_batch(hctx);
+		}
 		return BLK_STS_OK;
 	}
 	spin_unlock(&q->lock);
@@ -193,11 +220,7 @@ static blk_status_t netblk_queue_rq(struct blk_mq_hw_ctx *hctx,
 
 static void netblk_commit_rqs(struct blk_mq_hw_ctx *hctx)
 {
-	struct netblk_device *nd = hctx->queue->queuedata;
-	struct netblk_queue *q = netblk_lock_queue(nd, hctx->queue_num);
-
-	spin_unlock(&q->lock);
-	netblk_tx(q);
+	netblk_tx_batch(hctx);
 }
 
 /*
