@@ -323,15 +323,19 @@ TEST_P(Netblk2SessionTest, AServerThatWelcomesWithAnotherStoreIsRefused) {
 TEST_P(Netblk2SessionTest, WhatWasGivenUpIsSettledBeforeAnythingElseIsSent) {
   std::optional<Asked2> given_up;
   std::vector<uint8_t> types;
-  ScriptedServer2 server({after(world_, 0, [&](Peer2& peer) { given_up = peer.request(); }), [&](Peer2& peer) {
+  ScriptedServer2 server({after(world_, 0, [&](Peer2& peer) {
+                            const auto asked = peer.request();
+                            world_.see([&] { given_up = asked; });
+                          }), [&](Peer2& peer) {
                             if (!greet(peer, world_)) return;
                             for (;;) {
                               const auto asked = peer.request();
                               if (!asked || asked->header.type == NETBLK2_GOODBYE) return;
                               types.push_back(asked->header.type);
                               if (types.size() == 1) {
-                                EXPECT_EQ(asked->header.slot, given_up->header.slot);
-                                EXPECT_EQ(asked->header.sequence, given_up->header.sequence);
+                                const auto lost = world_.see([&] { return given_up->header; });
+                                EXPECT_EQ(asked->header.slot, lost.slot);
+                                EXPECT_EQ(asked->header.sequence, lost.sequence);
                               }
                               std::vector<std::byte> out;
                               peer.say(peer.reply_to(*asked, *world_.apply(*asked, out)), out);
