@@ -49,8 +49,9 @@ void Loop::post(Posted& message) {
   do {
     message.next_posted = head;
   } while (!posted_.compare_exchange_weak(head, &message, std::memory_order_seq_cst));
-  // The loop sets sleeping_ before it looks at posted_ a last time: one of the two sides sees the other.
-  if (sleeping_.load(std::memory_order_seq_cst)) wake();
+  // The loop sets sleeping_ before it looks at posted_ a last time: one of the two sides sees the other. The first who
+  // finds it asleep wakes it, for all that post until it runs.
+  if (sleeping_.load(std::memory_order_seq_cst) && sleeping_.exchange(false, std::memory_order_seq_cst)) wake();
   posters_.fetch_sub(1, std::memory_order_release);
 }
 
