@@ -33,19 +33,22 @@ static void netblk_promote_version1(struct netblk_device *nd)
 }
 
 /*
- * The server's ledger is empty after NEW and ADOPTED: everything unanswered is
- * sent once more, in any slot, and one connection begins.
+ * A session that its user has begun has an empty ledger: slots are dealt anew,
+ * and one connection begins. One that goes on keeps its numbers, whatever the
+ * server remembers: an empty place in the ledger takes any. But a server that
+ * was away, or that tells of another generation, is no longer at the other end
+ * of the other connections: they are reset before it is believed, and resumed.
  */
 static void netblk_promote_version2(struct netblk_device *nd, bool lost)
 {
 	struct netblk_conn *nc = nd->next;
 	const struct netblk_welcome *w = &nc->welcome;
 	unsigned int index = nc->queue->index;
-	bool fresh = nc->user ||
+	bool other = w->generation != nd->generation ||
 		     (w->flags & (NETBLK2_WELCOME_NEW |
 				  NETBLK2_WELCOME_ADOPTED));
 
-	if (fresh) {
+	if (nc->user) {
 		netblk_reset_all(nd, false);
 		nd->stride = clamp_t(unsigned int, w->max_connections,
 				     index + 1, nd->nr_queues);
@@ -53,8 +56,11 @@ static void netblk_promote_version2(struct netblk_device *nd, bool lost)
 		netblk_slots_reset(nd);
 		netblk_shrink(nd, index + 1);
 		nd->join_at = jiffies;
-	} else if (index >= nd->nr_live) {
-		WRITE_ONCE(nd->nr_live, index + 1);
+	} else {
+		if (other)
+			netblk_reset_all(nd, true);
+		if (index >= nd->nr_live)
+			WRITE_ONCE(nd->nr_live, index + 1);
 	}
 	if (nc->user)
 		nd->session_wish = nd->next_wish;
@@ -235,7 +241,6 @@ static int netblk_next_resumed(struct netblk_device *nd,
 	struct netblk_conn *nc = nd->next;
 	const struct netblk_welcome *w = &nc->welcome;
 	struct netblk_geometry now;
-	bool fresh = w->flags & (NETBLK2_WELCOME_NEW | NETBLK2_WELCOME_ADOPTED);
 
 	spin_lock(&nd->lock);
 	now = nd->wanted;
@@ -246,10 +251,10 @@ static int netblk_next_resumed(struct netblk_device *nd,
 		nc->final = true;
 		return -EMEDIUMTYPE;
 	}
-	if (!fresh && (w->generation != nd->generation ||
-		       w->slots != nd->session_slots)) {
-		nc->why = "it resumed what is another session";
-		return -EPROTO;
+	if (w->slots < nd->session_slots || w->max_connections < nd->nr_live) {
+		nc->why = "it grants less than before";
+		nc->final = true;
+		return -EMEDIUMTYPE;
 	}
 	now.size_bytes = g->size_bytes;
 	now.read_only = g->read_only;
