@@ -380,11 +380,10 @@ echo "20000" > /sys/block/netblk/server_port"""
     fail_if([f"docs/quick-start-driver.md does not have '{line}'" for line in wanted.splitlines() if line not in lines])
 
 
-@test
-def example_of_the_protocol_runs():
-    """The Python of docs/protocol-netblk1.md against a server, and its output beside the text block that follows it."""
+def run_example(page):
+    """The Python of a page against a server, and its output beside the text block that follows it."""
     server = program("netblk_server")
-    blocks = code_blocks((ROOT / "docs" / "protocol-netblk1.md").read_text(encoding="utf-8"))
+    blocks = code_blocks((ROOT / "docs" / page).read_text(encoding="utf-8"))
     at = next(i for i, (language, _) in enumerate(blocks) if language == "python")
     example, expected = blocks[at][1], blocks[at + 1][1]
     with tempfile.TemporaryDirectory() as folder:
@@ -408,7 +407,13 @@ def example_of_the_protocol_runs():
             process.send_signal(signal.SIGTERM)
             process.wait(timeout=60)
     if done.stdout != expected:
-        raise Fail(f"it printed {done.stdout!r}")
+        raise Fail(f"{page}: it printed {done.stdout!r}")
+
+
+@test
+def examples_of_the_protocols_run():
+    for page in ("protocol-netblk1.md", "protocol-netblk2.md"):
+        run_example(page)
 
 
 @test
