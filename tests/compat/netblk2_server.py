@@ -11,6 +11,7 @@ variable NETBLK2_BUG plants one named fault (see BUGS): test_can_fail2.py proves
 
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -38,6 +39,8 @@ BUGS = {
     "list-repeats", "info-makes-session", "ride-along-dropped", "slow-hello-kept", "version-1-refused", "write-lost",
     "read-only-writes", "same-client-twice", "in-order-only", "hello-flags-ignored", "truncated-applied",
 }
+# NETBLK2_DROP=N: each connection is reset after about N requests; that is no fault, but a bad link.
+DROP = int(os.environ.get("NETBLK2_DROP", "0"))
 HELLO_SECONDS, FENCE_SECONDS = 10, 10
 SLOTS, CONNECTIONS, PAYLOAD = 256, 8, 32 << 20
 
@@ -336,7 +339,12 @@ class Conn2:
             threading.Thread(target=self.push_sizes, daemon=True).start()
         crc = CRC32C in self.features
         first = True
+        left = random.randrange(1, 2 * DROP) if DROP else -1
         while not self.fenced or self.bug == "no-fence":
+            if left == 0:
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                return
+            left -= 1
             header = recv_exact(self.sock, netblk2.REQUEST.size)
             type_, flags, slot, sequence, cookie, offset, length, size, payload_crc, sum_ = netblk2.REQUEST.unpack(header)
             if crc and crc32c(header[:-4]) != sum_ and self.bug != "header-crc-ignored":
