@@ -20,6 +20,8 @@ import sys
 import tempfile
 import time
 
+from rows2 import Rows2
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 OUTPUT = os.path.join(os.path.dirname(HERE), "build", "output")
 START_SECONDS = 20
@@ -105,6 +107,10 @@ class Server:
         else:
             self._await_listener()
 
+    @property
+    def pid(self):
+        return self.process.pid
+
     def _await_listener(self):
         # The socket table is read, not dialled: a trial connection would be in the server's log and memory.
         wanted = f":{self.port:04X}"
@@ -142,7 +148,15 @@ class Server:
         self.log.close()
 
 
-class Bench:
+class Bench(Rows2):
+    # What rows2 uses of this file.
+    Server, Failure, Measured, SPAN, SPAN_BYTES = Server, Failure, Measured, SPAN, SPAN_BYTES
+    figure, ratio = staticmethod(figure), staticmethod(ratio)
+
+    @staticmethod
+    def say(text):
+        print(text, file=sys.stderr)
+
     def __init__(self, args, directory):
         self.args, self.directory = args, directory
         self.machine = Machine(args)
@@ -421,7 +435,7 @@ class Bench:
 
     ROWS = {"read-one": row_read_one, "read-deep": row_read_deep, "read-large": row_read_large, "write": row_write,
             "durable": row_durable, "connections": row_connections, "idle-memory": row_idle_memory,
-            "idle-beside": row_idle_beside}
+            "idle-beside": row_idle_beside, **Rows2.ROWS2}
 
     def run(self, rows):
         print(f"{self.machine.words()}; {self.args.rounds} rounds of {self.args.seconds} s, peers in turn, medians; "
@@ -448,6 +462,8 @@ def arguments():
     parser.add_argument("--io", choices=("uring", "epoll", "both", "default"), default="uring",
                         help="of netblk_server; both measures each (uring)")
     parser.add_argument("--idle", type=int, default=1000, help="idle connections (1000)")
+    parser.add_argument("--depths", default="32,128", help="in flight for each connection, netblk/2 rows (32,128)")
+    parser.add_argument("--connections", default="1,2,4", help="of which each system's best is taken, row client (1,2,4)")
     parser.add_argument("--server", default=os.path.join(OUTPUT, "netblk_server"), help="path of netblk_server")
     parser.add_argument("--server-threads", type=int, default=1, help="netblk_server --threads; 0: its own choice (1)")
     parser.add_argument("--server-options", default="", help="more words for netblk_server")
@@ -463,13 +479,14 @@ def arguments():
         parser.error(f"no row {unknown[0]}: choose from {', '.join(Bench.ROWS)}")
     if args.seconds <= 0 or args.rounds < 1 or args.idle < 1:
         parser.error("--seconds, --rounds and --idle are positive")
+    args.depths, args.connections = ([int(word) for word in words.split(",")] for words in (args.depths, args.connections))
     args.io = ["uring", "epoll"] if args.io == "both" else [args.io]
     return args
 
 
 def main():
     args = arguments()
-    for name in ("bench_floor", "bench_load", "bench_sync_loop"):
+    for name in ("bench_floor", "bench_load", "bench_load2", "bench_stream", "bench_large_read", "bench_sync_loop"):
         if not os.access(os.path.join(args.tools, name), os.X_OK):
             sys.exit(f"no {os.path.join(args.tools, name)}: build the project first, or say --tools")
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -44,7 +44,7 @@ counts='r["sent"] == r["answered"] >= r["requests"] > 0 and r["errors"] == r["un
 latency='0 < r["p50_us"] <= r["p99_us"] <= r["max_us"] * 1.04'
 keys='{"iops", "mib_per_s", "p50_us", "p99_us", "errors"} <= set(r)'
 
-for program in bench_floor bench_load bench_sync_loop; do
+for program in bench_floor bench_load bench_load2 bench_stream bench_large_read bench_sync_loop; do
 	[ -x "$tools/$program" ] || { fail "$program" "not built in $tools"; finish; }
 done
 
@@ -82,9 +82,15 @@ for threads in 1 8; do
 	judge "sync-loop-$threads" $? "$keys and r['errors'] == 0 and r['requests'] > 0 and r['threads'] == $threads"
 done
 
+head -c 64M /dev/zero > "$work/large"
+"$tools/bench_large_read" "$work/large" 64K 0.05 --crc > "$work/lines" 2> "$work/err"; status=$?
+tail -n 1 "$work/lines" > "$work/json"
+judge large-read $status "r['crc'] and r['way'] == 'zerocopy' and r['mib_per_s'] > 0"
+if [ "$(wc -l < "$work/lines")" = 4 ]; then pass large-read-ways; else fail large-read-ways "$(wc -l < "$work/lines") lines, not 4"; fi
+
 io=uring server_binary=$output/netblk_server
 if [ -x "$server_binary" ]; then io=both; else skip run-netblk "$server_binary is not built"; fi
-python3 "$here/run.py" --tools "$tools" --server "$server_binary" --io $io --seconds 0.1 --warmup 0.05 --rounds 1 --idle 50 \
+python3 "$here/run.py" read-one read-deep read-large write durable connections idle-memory idle-beside --tools "$tools" --server "$server_binary" --io $io --seconds 0.1 --warmup 0.05 --rounds 1 --idle 50 \
 	--json "$work/json" > "$work/tables" 2> "$work/err"
 status=$?; sed -i '/^  /d' "$work/err"
 judge run-all-rows $status "set(r) == {'date', 'machine', 'command', 'failures', 'results'} and r['failures'] == [] and
@@ -92,4 +98,27 @@ judge run-all-rows $status "set(r) == {'date', 'machine', 'command', 'failures',
 	all(x['median']['errors'] == 0 and len(x['rounds']) == 1 for x in r['results'])"
 tables=$(grep -c '^### ' "$work/tables")
 if [ "$tables" = 8 ]; then pass run-tables; else fail run-tables "$tables tables, not 8"; fi
+
+[ -x "$server_binary" ] || { skip load2 "$server_binary is not built"; finish; }
+stop
+port=$((20000 + $$ % 10000))
+"$server_binary" --export a=mem:16M --listen "netblk://127.0.0.1:$port" > "$work/log" 2>&1 & server=$!
+load2() { "$tools/bench_load2" --port "$port" --seconds 0.5 --warmup 0.05 "$@" > "$work/json" 2> "$work/err"; }
+for _ in {1..100}; do load2 --fill && break; sleep 0.1; done
+counts2='r["requests"] > 0 and r["errors"] == 0 and r["iops"] > 0 and 0 < r["p50_us"] <= r["p99_us"]'
+load2 --rw randrw --connections 4 --threads 2 --server-pid "$server"
+judge load2-threads $? "$counts2 and r['crc32c'] and r['threads'] == 2 and r['server_cpu_us_per_request'] > 0"
+load2 --rw write --bs 1M --depth 4 --no-crc --epoll; judge load2-epoll $? "$counts2 and not r['crc32c']"
+"$tools/bench_load2" --port "$port" --seconds 20 > "$work/json" 2> "$work/err" & client=$!
+sleep 0.4; kill -9 "$server"; wait "$server" 2> /dev/null; server=;
+if kill -0 "$client" 2> /dev/null; then pass load2-waits-for-a-lost-server; else fail load2-waits-for-a-lost-server "it ended"; fi
+kill "$client"; wait "$client" 2> /dev/null
+load2; status=$?
+if [ "$status" = 1 ] && grep -q "cannot connect" "$work/err"; then pass load2-no-server
+else fail load2-no-server "status $status: $(cat "$work/err")"; fi
+python3 "$here/run.py" client sequential crc memory2 large-read --tools "$tools" --server "$server_binary" --seconds 0.1 \
+	--warmup 0.05 --rounds 1 --depths 32 --connections 1 --json "$work/json" > "$work/tables" 2> "$work/err"
+status=$?; sed -i '/^  /d' "$work/err"
+judge run-rows2 $status "r['failures'] == [] and {x['row'] for x in r['results']} == {'client', 'sequential', 'crc', 'memory2', 'large-read'} and
+	all(x['median']['errors'] == 0 and len(x['rounds']) == 1 for x in r['results'])"
 finish

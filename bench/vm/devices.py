@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-only
-"""Runs in a booted guest: the netblk driver beside nbd.ko with nbd-server and beside ram_block_driver, by fio.
+"""Runs in a booted guest: the netblk driver beside nbd.ko with nbdkit and nbd-server, and beside ram_block_driver, by fio.
 
-Both servers serve a file of the guest's tmpfs, so like store meets like store; a sync costs nothing there. All peers
+The servers serve files of the guest's tmpfs, or memory, so like store meets like store; a sync costs nothing there. All peers
 take turns inside each round, and ratios are medians of the rounds' own ratios.
 """
 import argparse
@@ -79,6 +79,11 @@ def spawn(command, port):
     return process
 
 
+def fill(device):
+    """Memory that was never written reads as one page of zeroes."""
+    run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", f"count={SIZE_MB}", "oflag=direct")
+
+
 class Peer:
     """Something with a block device. `turn` and `rest` surround its turn in a round."""
 
@@ -96,33 +101,78 @@ class Peer:
     def rest(self):
         pass
 
+    def measure(self, case):
+        return fio(self.args, self.device, case)
+
     def stop(self):
         pass
 
 
-class Netblk(Peer):
-    name = "netblk"
-    port = 20809
+class Served(Peer):
+    """A server of ours, with a store of its own."""
+    port = None
 
     def start(self):
-        command = [self.args.server, "--export", f"a=file:{image('netblk.img')}", "--listen",
-                   f"netblk://127.0.0.1:{self.port}"]
+        store = f"mem:{SIZE_MB}M" if self.args.store == "memory" else f"file:{image(f'netblk-{self.port}.img')}"
+        command = [self.args.server, "--export", f"a={store}", "--listen", f"netblk://127.0.0.1:{self.port}"]
         if self.args.io != "default":
             command += ["--io", self.args.io]
         self.process = spawn(command, self.port)
-        run("insmod", os.path.join(self.args.modules, "net_block_driver.ko"), "server_ip=127.0.0.1",
-            f"server_port={self.port}", f"size_mb={SIZE_MB}")
-        wait_until("/sys/block/netblk/state connected", lambda: read("/sys/block/netblk/state") == "connected")
-        self.device = "/dev/netblk"
 
     def stop(self):
-        if os.path.exists("/sys/block/netblk/disconnect"):
-            with open("/sys/block/netblk/disconnect", "w", encoding="ascii") as file:
-                file.write("1")
-            run("rmmod", "net_block_driver")
         if self.process is not None:
             self.process.terminate()
             self.process.wait(20)
+
+
+class Netblk(Served):
+    """The driver; one module, so it is loaded for each turn."""
+    protocol = None
+    filled = False
+
+    def turn(self):
+        run("insmod", os.path.join(self.args.modules, "net_block_driver.ko"), "server_ip=127.0.0.1",
+            f"server_port={self.port}", f"size_mb={SIZE_MB}", f"protocol={self.protocol}", *self.args.driver_options)
+        wait_until("/sys/block/netblk/state connected", lambda: read("/sys/block/netblk/state") == "connected")
+        self.device = "/dev/netblk"
+        if not self.filled:
+            fill(self.device)
+        self.filled = True
+
+    def rest(self):
+        with open("/sys/block/netblk/disconnect", "w", encoding="ascii") as file:
+            file.write("1")
+        run("rmmod", "net_block_driver")
+
+
+class Netblk1(Netblk):
+    name, protocol, port = "netblk/1", 1, 20809
+
+
+class Netblk2(Netblk):
+    name, protocol, port = "netblk/2", 2, 20812
+
+
+class Library(Served):
+    """The client library in a program (`netblk bench`) and no driver: what is left is the driver's share."""
+    name, port = "library", 20813
+    filled = False
+
+    def turn(self):
+        if not self.filled:
+            self.bench("write", "1m", 4, 1)
+        self.filled = True
+
+    def bench(self, rw, block, depth, seconds):
+        out = run(os.path.join(os.path.dirname(self.args.server), "netblk"), "bench", f"netblk://127.0.0.1:{self.port}",
+                  "--rw", rw, "--bs", block.upper(), "--depth", str(depth), "--connections", "1", "--seconds", str(seconds),
+                  "--yes", "--json")
+        return json.loads(out[out.index("{"):])
+
+    def measure(self, case):
+        words = dict(word[2:].split("=") for word in CASES[case])
+        found = self.bench(words["rw"], words["bs"], int(words["iodepth"]), self.args.seconds)
+        return {key: found[key] for key in ("iops", "mib_per_s", "p50_us", "p99_us", "errors")}
 
 
 class Nbd(Peer):
@@ -148,6 +198,27 @@ class Nbd(Peer):
         self.process.wait(20)
 
 
+class Nbdkit(Peer):
+    name = "nbdkit"
+    port = 20811
+
+    def start(self):
+        run("modprobe", "nbd")
+        plugin = ["memory", f"{SIZE_MB}M"] if self.args.store == "memory" else ["file", image("nbdkit.img")]
+        self.process = spawn(["nbdkit", "-f", "-i", "127.0.0.1", "-p", str(self.port), *plugin], self.port)
+        run("nbd-client", "127.0.0.1", str(self.port), "/dev/nbd1")
+        wait_until("/dev/nbd1 has its size", lambda: read("/sys/block/nbd1/size") == str(SIZE_MB << 11))
+        self.device = "/dev/nbd1"
+        fill(self.device)
+
+    def stop(self):
+        if self.process is None:
+            return
+        run("nbd-client", "-d", "/dev/nbd1")
+        self.process.terminate()
+        self.process.wait(20)
+
+
 class Ram(Peer):
     mode = None
 
@@ -160,7 +231,7 @@ class Ram(Peer):
             raise Failure(f"ram_block_driver made {sorted(new) or 'no device'}")
         self.device = "/dev/" + new.pop()
         wait_until(self.device, lambda: os.path.exists(self.device))
-        run("dd", "if=/dev/urandom", f"of={self.device}", "bs=1M", f"count={SIZE_MB}", "oflag=direct")
+        fill(self.device)
 
     def rest(self):
         run("rmmod", "ram_block_driver")
@@ -178,7 +249,7 @@ class RamBios(Ram):
     name, mode = "RAM bio", "bio"
 
 
-PEERS = (Netblk, Nbd, RamRequests, RamRequestBios, RamBios)
+PEERS = (Netblk2, Netblk1, Nbdkit, Nbd, Library, RamRequests, RamRequestBios, RamBios)
 
 
 def fio(args, device, case):
@@ -205,7 +276,7 @@ def measure(args, peers):
             peer.turn()
             try:
                 for case in args.cases:
-                    found.setdefault((case, peer.name), []).append(fio(args, peer.device, case))
+                    found.setdefault((case, peer.name), []).append(peer.measure(case))
             finally:
                 peer.rest()
     return found
@@ -218,13 +289,14 @@ def ratio(found, case, over, under):
 
 
 def table(args, names, found):
-    others = [name for name in names if name != "netblk"] if "netblk" in names else []
+    ours = next((name for name in names if name.startswith("netblk")), None)
+    others = [name for name in names if name != ours] if ours else []
     print(f"{args.kernel}, {os.cpu_count()} CPU, fio {args.engine} direct, {args.rounds} rounds of {args.seconds} s, "
-          f"peers in turn, medians; servers on tmpfs in the guest; {time.strftime('%Y-%m-%d', time.gmtime())}\n")
-    head = ["case", *(f"netblk ÷ {name}" for name in others), *(f"{name}, IOPS · p50 µs" for name in names)]
+          f"peers in turn, medians; servers in the guest, {args.store} (tmpfs); {time.strftime('%Y-%m-%d', time.gmtime())}\n")
+    head = ["case", *(f"{ours} ÷ {name}" for name in others), *(f"{name}, IOPS · p50 µs" for name in names)]
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     for case in args.cases:
-        cells = [case, *(ratio(found, case, "netblk", name) for name in others)]
+        cells = [case, *(ratio(found, case, ours, name) for name in others)]
         for name in names:
             rounds = found[case, name]
             cells.append(f"{statistics.median(r['iops'] for r in rounds):,.0f} · "
@@ -241,6 +313,8 @@ def main():
     parser.add_argument("--io", choices=("uring", "epoll", "default"), default="default", help="of netblk_server")
     parser.add_argument("--peers", default=",".join(p.name for p in PEERS))
     parser.add_argument("--cases", default="", help="words; a case is run if its name has one of them")
+    parser.add_argument("--store", choices=("file", "memory"), default="file", help="of our server and of nbdkit (file)")
+    parser.add_argument("--driver-options", default="", help="words for the module, as connections=2")
     parser.add_argument("--server", default=os.path.join(out, "netblk_server"))
     parser.add_argument("--modules", default=os.environ.get("NETBLK_MODULES", "."))
     parser.add_argument("--json")
@@ -250,9 +324,11 @@ def main():
     args.cases = [case for case in CASES if not words or any(word in case for word in words)]
     known = {p.name: p for p in PEERS}
     names = args.peers.split(",")
+    args.driver_options = args.driver_options.split()
     if not args.cases or any(name not in known for name in names):
         parser.error(f"no such case or peer; peers are {', '.join(known)}")
-    for tool in ("fio", *(("nbd-server", "nbd-client") if Nbd.name in names else ())):
+    needed = {Nbd.name: ("nbd-server", "nbd-client"), Nbdkit.name: ("nbdkit", "nbd-client")}
+    for tool in ("fio", *(tool for name in names for tool in needed.get(name, ()))):
         if shutil.which(tool) is None:
             sys.exit(f"no {tool}: apt-get install {tool}")
     peers, started, status, found = [known[name](args) for name in names], [], 0, {}
