@@ -285,7 +285,8 @@ def measure(args, peers):
 def ratio(found, case, over, under):
     if (case, over) not in found or (case, under) not in found:
         return "-"
-    return f"{statistics.median(a['iops'] / b['iops'] for a, b in zip(found[case, over], found[case, under])):.2f}"
+    ratios = [a["iops"] / b["iops"] for a, b in zip(found[case, over], found[case, under]) if b["iops"]]
+    return f"{statistics.median(ratios):.2f}" if ratios else "-"
 
 
 def table(args, names, found):
