@@ -124,7 +124,7 @@ partitions() {
 	# loading finds the table, and so does the first open after a connect that loading could not make
 	load; [ -b /dev/netblk2 ] || fail "loading did not find the partitions"
 	mount /dev/netblk2 $mnt; expect "$(sha256sum < $mnt/blob)" "$sum" "a file in the second partition"; umount $mnt
-	unload; load server_port=9 protocol=1; [ ! -e /dev/netblk1 ] || fail "partitions without a server"
+	unload; load server_port=9; [ ! -e /dev/netblk1 ] || fail "partitions without a server"
 	attr server_port 10809; connect; : < /dev/netblk; [ -b /dev/netblk2 ] || fail "connect and open did not find the partitions"
 	# another server, another table
 	kill_server; disconnect; rm "$scratch/disk-1"; truncate -s 100M "$scratch/disk-1"; printf 'label: dos\n,9M\n' | sfdisk -q "$scratch/disk-1"
