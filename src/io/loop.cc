@@ -32,13 +32,14 @@ void Timer::arm(uint64_t at_ms) {
   cancel();
   at_ms_ = at_ms;
   armed_ = true;
-  loop_.timers_.emplace(at_ms_, this);
+  order_ = loop_.armed_so_far_++;
+  loop_.timers_.insert(this);
 }
 
 void Timer::cancel() {
   if (!armed_) return;
   armed_ = false;
-  loop_.timers_.erase({at_ms_, this});
+  loop_.timers_.erase(this);
 }
 
 void Loop::post(Posted& message) {
@@ -75,14 +76,14 @@ void Loop::take_posted() {
 int64_t Loop::fire_timers() {
   if (timers_.empty()) return -1;
   const uint64_t now = now_ms();
-  while (!timers_.empty() && timers_.begin()->first <= now) {
-    Timer& timer = *timers_.begin()->second;
+  while (!timers_.empty() && (*timers_.begin())->at_ms_ <= now) {
+    Timer& timer = **timers_.begin();
     timers_.erase(timers_.begin());
     timer.armed_ = false;
     if (!timer.queued) ready_.push(timer);
   }
   if (timers_.empty()) return -1;
-  return static_cast<int64_t>(timers_.begin()->first - now);
+  return static_cast<int64_t>((*timers_.begin())->at_ms_ - now);
 }
 
 coro::Task<void> Loop::run_and_stop(Loop& loop, coro::Task<void> main) {

@@ -40,6 +40,7 @@ class Timer : public coro::Runnable {
   friend class Loop;
   Loop& loop_;
   uint64_t at_ms_ = 0;
+  uint64_t order_ = 0;  // of the arming: timers of one millisecond fire in it
   bool armed_ = false;
 };
 
@@ -87,7 +88,14 @@ class Loop : public coro::Mailbox {
 
   const Clock& clock_;
   coro::ReadyQueue ready_;
-  std::set<std::pair<uint64_t, Timer*>> timers_;
+  // By time, then by the order of arming, never by address: a simulated run repeats exactly.
+  struct Earlier {
+    bool operator()(const Timer* a, const Timer* b) const {
+      return a->at_ms_ != b->at_ms_ ? a->at_ms_ < b->at_ms_ : a->order_ < b->order_;
+    }
+  };
+  std::set<Timer*, Earlier> timers_;
+  uint64_t armed_so_far_ = 0;
   std::atomic<Posted*> posted_{nullptr};
   std::atomic<bool> sleeping_{false};
   std::atomic<unsigned> posters_{0};  // threads inside post()
