@@ -98,6 +98,7 @@ static void netblk_end_session(struct netblk_device *nd)
 					test_bit(NETBLK_KICKED, &nd->flags),
 					until - jiffies);
 		clear_bit(NETBLK_KICKED, &nd->flags);
+		/* The bit is cleared before anything it stands for is read. */
 		smp_mb__after_atomic();
 	}
 	/* Kicks that were meant for others have been taken. */

@@ -108,28 +108,20 @@ static bool netblk_spreads(const struct netblk_device *nd)
 }
 
 /*
- * The queue that a request goes to, locked. Several hardware queues may lead to
- * one, since a server may allow fewer connections than we have, and one may
- * come later; or one to several, a few neighbours to each.
+ * The queue that a request goes to. Several hardware queues may lead to one,
+ * since a server may allow fewer connections than we have, and one may come
+ * later; or one to several, a few neighbours to each.
  */
-static struct netblk_queue *netblk_lock_queue(struct netblk_device *nd,
-					      const struct blk_mq_hw_ctx *hctx,
-					      const struct request *rq)
+static struct netblk_queue *netblk_queue_of(struct netblk_device *nd,
+					    const struct blk_mq_hw_ctx *hctx,
+					    const struct request *rq)
 {
 	unsigned int number = hctx->queue_num;
 
 	if (netblk_spreads(nd))
 		number += nd->tag_set.nr_hw_queues *
 			  ((unsigned int)rq->tag / NETBLK_NEIGHBOURS);
-	for (;;) {
-		unsigned int live = READ_ONCE(nd->nr_live);
-		struct netblk_queue *q = &nd->queues[number % live];
-
-		spin_lock(&q->lock);
-		if (q->index < READ_ONCE(nd->nr_live))
-			return q;
-		spin_unlock(&q->lock);
-	}
+	return &nd->queues[number % READ_ONCE(nd->nr_live)];
 }
 
 /* A batch has ended: send what was queued, wherever it was. */
@@ -177,7 +169,14 @@ static blk_status_t netblk_queue_rq(struct blk_mq_hw_ctx *hctx,
 		cmd->has_crc = true;
 	}
 
-	q = netblk_lock_queue(nd, hctx, rq);
+	for (;;) {
+		q = netblk_queue_of(nd, hctx, rq);
+		spin_lock(&q->lock);
+		/* netblk_shrink() takes what is there, and no more may come */
+		if (q->index < READ_ONCE(nd->nr_live))
+			break;
+		spin_unlock(&q->lock);
+	}
 	state = READ_ONCE(nd->state);
 	if (READ_ONCE(nd->lost) && (type == NETBLK2_FLUSH || cmd->fua)) {
 		lost = true;

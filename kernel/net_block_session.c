@@ -71,9 +71,9 @@ void netblk_slot_put(struct netblk_queue *q, struct netblk_cmd *cmd)
 
 u64 netblk_unflushed(struct netblk_device *nd)
 {
-	/* Read in this order: the difference is never negative. */
 	u64 covered = atomic64_read(&nd->covered);
 
+	/* Read in this order, the difference is never negative. */
 	smp_rmb();
 	return atomic64_read(&nd->acknowledged) - covered;
 }

@@ -57,7 +57,8 @@ background() { (set +eE; trap - ERR; "$@") & echo $! >> "$scratch/pids"; }
 
 # ---- the driver ----
 
-load() { insmod "$NETBLK_MODULES/net_block_driver.ko" server_ip=127.0.0.1 "$@"; }
+# PROTOCOL: what a case is about, where it is not what the server speaks
+load() { insmod "$NETBLK_MODULES/net_block_driver.ko" server_ip=127.0.0.1 ${PROTOCOL:+protocol=$PROTOCOL} "$@"; }
 unload() { rmmod net_block_driver; }
 state() { cat $sysfs/state; }
 stat_of() { awk -v key="$1:" '$1 == key {print $2}' $sysfs/stats; }

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # The generic netlink family: devices, sockets handed over, events, and what it refuses (K5, K8, K9, K17, K22).
 . "$NETBLK_ROOT/tests/vm/lib.sh"
+PROTOCOL=1
 genl() { python3 "$vm/genl.py" "$@"; }
 devices() { (cd /sys/block && ls -d netblk* 2>/dev/null) | sort -V | tr '\n' ' '; }
 reader() { timeout -k 1 20 dd if=$1 of=/dev/null bs=4096 count=1 skip=512 iflag=direct status=none; }

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # Servers that die, return, stop, and stay away (K21 in part, K22). ROUNDS sets the number of kills.
 . "$NETBLK_ROOT/tests/vm/lib.sh"
+# netblk/1's tries and times; session2 has those of netblk/2.
+PROTOCOL=1
 
 # kill -9 and restart under verified writes: no error and no miscompare
 kill_restart() {
