@@ -30,7 +30,7 @@ MAN_PAGES = sorted((ROOT / "docs" / "man").glob("*.[0-9]"))
 # Folders of the project: a word in backticks that begins with one of them is a path.
 TOP = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "build"}
 # Options that belong to the programs of others, which the documents name too.
-FOREIGN = {"--shared", "--gtest_filter", "--preset", "--build", "--target"}
+FOREIGN = {"--shared", "--gtest_filter", "--preset", "--build", "--target", "--install", "--prefix", "--cflags", "--libs"}
 SCRIPT_OPTIONS = {"build.sh": {"--keep", "--vm", "--full"}, "tests/": {"--list", "--full"}}
 
 # Pages of the commands of netblk; the others are in docs/attach.md.
