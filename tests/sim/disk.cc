@@ -171,7 +171,7 @@ void SimDevice::start(Request& request, Completion completion) {
   const bool syncs = request.command == Command::kFlush || (request.modifies() && request.fua);
   if (plan.inline_io && !syncs) {
     int error = 0;
-    if (request.modifies() && request.is_abandoned() && !disk_.bugs_.ignores_abandoned) {
+    if (request.modifies() && request.is_abandoned()) {
       world_.count(Count::kAbandonedDropped);
       error = ECANCELED;
     } else {
@@ -207,7 +207,7 @@ void SimDevice::apply(uint64_t number) {
   if (active == nullptr) return;
   Request& request = *active->request;
   if (request.command == Command::kFlush) return sync(number);
-  if (request.modifies() && request.is_abandoned() && !disk_.bugs_.ignores_abandoned) {
+  if (request.modifies() && request.is_abandoned()) {
     world_.count(Count::kAbandonedDropped);
     active->error = ECANCELED;
     return end(number);

@@ -22,13 +22,11 @@ inline constexpr uint64_t kBlock = 512;
 // Rules that a planted bug breaks, so that one sees that the checks notice (tests/sim/run --planted).
 struct PlantedBugs {
   bool flush_early = false;        // a flush ends before its data is durable
-  bool ignores_abandoned = false;  // what was abandoned reaches the store
   bool keeps_generation = false;   // a reboot that lost data is not told
   bool keeps_uuid = false;         // a store that was replaced has the old one's name
   bool applies_twice = false;      // a write is applied once more, later
   bool forgets_writes = false;     // an acknowledged write is dropped
   bool forgets_owner = false;      // a restarted server does not know whom the store belongs to
-  bool late_after_crash = false;   // a write of a dead server process lands later
 };
 
 struct DiskPlan {

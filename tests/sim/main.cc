@@ -34,7 +34,6 @@ struct Planted {
 };
 constexpr Planted kPlanted[] = {
     {"flush-early", &PlantedBugs::flush_early, "a flush ends before its data is durable"},
-    {"ignores-abandoned", &PlantedBugs::ignores_abandoned, "what a dead connection asked reaches the store"},
     {"keeps-generation", &PlantedBugs::keeps_generation, "a reboot that lost data keeps the generation"},
     {"keeps-uuid", &PlantedBugs::keeps_uuid, "another store has the old one's name"},
     {"applies-twice", &PlantedBugs::applies_twice, "a write is applied once more, later"},
