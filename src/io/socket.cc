@@ -2,6 +2,7 @@
 #include "io/socket.h"
 
 #include <fcntl.h>
+#include <sys/sendfile.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -45,6 +46,21 @@ int32_t send_now(int fd, std::span<const iovec> parts) {
     if (sent >= 0) return static_cast<int32_t>(sent);
     if (errno != EINTR) return -errno;
   }
+}
+
+int32_t send_file_now(int socket, int fd, uint64_t offset, size_t bytes) {
+  // sendfile has no MSG_DONTWAIT, and a ring's sockets are blocking ones. Operations in flight on the ring have taken note
+  // of the descriptor's flags when they were prepared.
+  const int flags = ::fcntl(socket, F_GETFL);
+  const bool blocking = flags >= 0 && (flags & O_NONBLOCK) == 0;
+  if (blocking) set_nonblocking(socket, true);
+  auto at = static_cast<off_t>(offset);
+  ssize_t sent = -1;
+  do sent = ::sendfile(socket, fd, &at, bytes);
+  while (sent < 0 && errno == EINTR);
+  const int error = errno;
+  if (blocking) set_nonblocking(socket, false);
+  return sent >= 0 ? static_cast<int32_t>(sent) : -error;
 }
 
 int32_t read_now(int fd, std::span<std::byte> into, uint64_t offset) {

@@ -4,7 +4,9 @@
 
 #include <sys/uio.h>
 
+#include <cerrno>
 #include <cstddef>
+#include <cstdint>
 #include <span>
 
 #include "io/fd.h"
@@ -28,6 +30,11 @@ class Stream {
   // Gathers up to limits::kKernelMaxIov parts. result: bytes sent (often fewer than given) or a negative errno value.
   // The parts and what they name live until the operation ended. Never raises SIGPIPE.
   virtual bool send(Op& op, std::span<const iovec> parts) = 0;
+
+  // Sends bytes of a file without passing user space, as many as fit now: how many (0: the file ends there), -EAGAIN when
+  // nothing fits, -EOPNOTSUPP where the transport cannot, or another negative errno value. Waits for the disk below the
+  // file. No send is in flight.
+  virtual int32_t send_file_now(int /*fd*/, uint64_t /*offset*/, size_t /*bytes*/) { return -EOPNOTSUPP; }
 
   // Ends what is in flight by its own completion: reads see the end of the stream, sends fail.
   virtual void shutdown() = 0;

@@ -31,6 +31,10 @@ class Export {
   // netblk/2's.
   SessionTable& sessions() { return sessions_; }
 
+  // Whether READs may be sent straight from the store's file. Once one could not, they are read, and errors answered.
+  bool sends_files() const { return sends_files_.load(std::memory_order_relaxed); }
+  void stop_sending_files() { sends_files_.store(false, std::memory_order_relaxed); }
+
   // Set when the export is removed or replaced: its sessions end.
   void close() { closed_.store(true, std::memory_order_release); }
   bool closed() const { return closed_.load(std::memory_order_acquire); }
@@ -52,6 +56,7 @@ class Export {
   SessionTable sessions_;
   std::atomic<uint32_t> connections_{0};
   std::atomic<bool> closed_{false};
+  std::atomic<bool> sends_files_{true};
 };
 
 // Thread-safe: sessions look up, the main loop changes.

@@ -2,10 +2,13 @@
 #include "server/link.h"
 
 #include <algorithm>
+#include <array>
+#include <cerrno>
 #include <cstring>
 #include <utility>
 
 #include "base/result.h"
+#include "io/socket.h"
 
 namespace netblk::server {
 namespace {
@@ -15,6 +18,9 @@ namespace {
 constexpr uint64_t kLingerMs = 1000;
 constexpr uint64_t kDeliverPollMs = 10;
 constexpr uint64_t kLingerBytes = 8u << 20;
+
+// Of a file that is being sent, what waits for room at the peer as a copy.
+constexpr uint32_t kFilePiece = 16u << 10;
 
 }  // namespace
 
@@ -265,6 +271,39 @@ coro::Task<bool> Link::send(std::span<iovec> parts) {
   send_deadline_ms_ = 0;
   taking_ = {};
   co_return !gone();
+}
+
+coro::Task<bool> Link::send_file(int fd, uint64_t offset, size_t bytes) {
+  Hold piece;
+  bool given = true;
+  while (bytes > 0 && !gone()) {
+    int32_t sent = stream_->send_file_now(fd, offset, bytes);
+    if (sent == -EAGAIN) {
+      if (piece.buffer.data() == nullptr) take(piece, kFilePiece);
+      sent = io::read_now(fd, {piece.buffer.data(), std::min<size_t>(bytes, kFilePiece)}, offset);
+      if (sent > 0) {
+        std::array<iovec, 1> part{{{piece.buffer.data(), static_cast<size_t>(sent)}}};
+        const bool taken = co_await send(part);
+        if (!taken) break;
+      }
+    } else if (sent == -EPIPE || sent == -ECONNRESET) {
+      give_up(fmt::format("send failed: {}", errno_text(-sent)), true);
+      break;
+    } else if (sent > 0) {
+      sent_bytes_ += static_cast<uint64_t>(sent);
+    }
+    if (sent <= 0) {
+      given = false;
+      // The reply has begun, and cannot be finished: the client asks again on another connection.
+      abort(fmt::format("the data of a READ cannot be sent from the file: {}",
+                        sent == 0 ? std::string("it ends before") : errno_text(-sent)));
+      break;
+    }
+    offset += static_cast<uint64_t>(sent);
+    bytes -= static_cast<size_t>(sent);
+  }
+  release(piece);
+  co_return given;
 }
 
 }  // namespace netblk::server

@@ -101,6 +101,9 @@ class Link {
 
   // Sends all parts; false: the connection is over. The parts are used up.
   coro::Task<bool> send(std::span<iovec> parts);
+  // Sends bytes of a file. False: the file did not give them, and the connection is over. (When it was over before, or its
+  // peer took no more: true, as no fault of the file's.)
+  coro::Task<bool> send_file(int fd, uint64_t offset, size_t bytes);
   uint64_t sent_bytes() const { return sent_bytes_; }
 
  private:

@@ -63,6 +63,7 @@ class Session2 {
   bool checked(const proto::Request2& request, std::span<const std::byte> payload);
   bool run_request(Operation& operation, const proto::Request2& request);
   int refusal(const proto::Request2& request) const;
+  bool sent_from_file(const proto::Request2& request) const;
   bool has_room(uint32_t bytes) const;
   Operation& take_operation(const proto::Request2& request);
   void free_operation(Operation& operation);
@@ -83,6 +84,7 @@ class Session2 {
   std::shared_ptr<Presence> presence_;
   std::shared_ptr<Session> session_;
   proto::Framing2 framing_;
+  int file_ = -1;  // READs may be sent from here
 
   // Operations are made as they are needed, so many at a time.
   static constexpr uint32_t kChunk = 64;
