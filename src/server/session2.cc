@@ -270,13 +270,7 @@ coro::Task<bool> Session2::greet(const proto::Hello2& hello) {
     co_await send_welcome(welcome);
     co_return false;
   }
-  // A client of the first days lets the server choose.
-  proto::Hello2 asked = hello;
-  if (asked.session_id.is_zero()) {
-    asked.session_id = random_id();
-    asked.flags |= NETBLK2_HELLO_BEGIN;
-  }
-  const Admission admission = co_await export_->sessions().admit(asked, presence_);
+  const Admission admission = co_await export_->sessions().admit(hello, presence_);
   if (admission.status != NETBLK2_OK) {
     co_await refuse(admission.status, admission.text);
     co_return false;

@@ -3,6 +3,7 @@
 """netblk/2 from outside: handshake, features, messages, compression, heartbeat, resize, end. Each test names its section
 of protocol/netblk.md. What sessions promise is in test_sessions2.py, what is forbidden in errors/test_wire2_hostile.py."""
 
+import contextlib
 import os
 import random
 import sys
@@ -19,6 +20,15 @@ from rig2 import CLIENT, CRC, info, session, start
 from suite import check, check_eq, test
 
 MIB = 1 << 20
+
+
+@contextlib.contextmanager
+def suite_closed():
+    """What is asked ends with its answer, or with the connection."""
+    try:
+        yield
+    except (OSError, EOFError, n2.Violation):
+        pass
 
 
 # ---- 5: hello and welcome
@@ -262,6 +272,34 @@ def test_replies_out_of_order(t):
     slow = me.ask(c, WRITE, 0, offset=0, length=512, data=b"s" * 512)
     quick = me.ask(c, NOP, 1)
     check_eq([c.reply().cookie, c.reply().cookie], [quick, slow], "the order of the replies")
+
+
+@test
+def test_large_reads_without_checksums(t):
+    """The data may come from the file's pages without passing the server: it is the same data, in whole replies, also to a
+    client that reads slowly; a file that was cut behind the server's back is an error, and not somebody else's bytes."""
+    path = t.tmp / "large.img"
+    content = random.randbytes(16 * MIB)
+    path.write_bytes(content)
+    s = serverproc.start_export(t, f"disk=file:{path}")
+    for features in ((), CRC):
+        me, c = session(t, s, slots=64, features=features)
+        asked = {}
+        for slot in range(24):
+            length = (65536, 69632, MIB, 4096)[slot % 4]
+            at = random.randrange(0, len(content) - length) // 512 * 512
+            asked[me.ask(c, READ, slot, offset=at, length=length)] = (at, length)
+        time.sleep(0.3)
+        for _ in range(24):
+            r = c.reply()
+            at, length = asked.pop(r.cookie)
+            check_eq(r.data, content[at:at + length], f"{length} bytes at {at}, features {features}")
+    me, c = session(t, s, slots=64)
+    os.truncate(path, 8 * MIB)
+    with suite_closed():
+        me.ask(c, READ, 1, offset=12 * MIB, length=MIB)
+        check(c.reply().status in (EINVAL, EIO), "a READ behind the file's end")
+    s.check_alive()
 
 
 @test
