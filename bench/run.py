@@ -12,6 +12,7 @@ import platform
 import resource
 import shlex
 import shutil
+import signal
 import socket
 import statistics
 import struct
@@ -489,6 +490,8 @@ def main():
     for name in ("bench_floor", "bench_load", "bench_load2", "bench_stream", "bench_large_read", "bench_sync_loop"):
         if not os.access(os.path.join(args.tools, name), os.X_OK):
             sys.exit(f"no {os.path.join(args.tools, name)}: build the project first, or say --tools")
+    # Ended from outside, it still stops its servers: with --realtime one that is left behind can keep a core to itself.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with tempfile.TemporaryDirectory(prefix="netblk-bench-") as directory:
