@@ -267,6 +267,7 @@ def test_malformed_hellos_are_refused(t):
         "a name that is not there": bent_hello(94, u16(1)),
         "a name of 4097 bytes": n2.pack_hello(Hello(n2.H_BEGIN, client_id=CLIENT, session_id=CLIENT, epoch=1, name="n" * 4097)),
         "a name of 65535 bytes": bent_hello(94, u16(65535)),
+        "no session id": n2.pack_hello(Hello(n2.H_BEGIN, client_id=CLIENT, session_id=bytes(16), epoch=1)),
         "a zero byte in the name": n2.pack_hello(Hello(n2.H_BEGIN, client_id=CLIENT, session_id=CLIENT, epoch=1, name="a\0b")),
         "padding that is not zero": n2.reseal(n2.pack_hello(Hello(n2.H_BEGIN, client_id=CLIENT, session_id=CLIENT, epoch=1, name="abc"))[:-1] + b"\1"),
         "feature 0": n2.pack_hello(Hello(n2.H_BEGIN, client_id=CLIENT, session_id=CLIENT, epoch=1, features=[Feature(0, name="zero")])),
