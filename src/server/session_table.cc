@@ -226,15 +226,19 @@ SessionTable::Claim SessionTable::begin(const proto::Hello2& hello) {
   for (const auto& [key, session] : sessions_)
     if (session->client_id == hello.client_id || (writes && takeover && session->writes)) to_fence.push_back(session);
   for (const auto& session : to_fence) fence_session(*session);
-  if (writes && !owners_.has(hello.client_id, hello.session_id)) {
+  if (!owners_.has(hello.client_id, hello.session_id)) {
     for (const Owner& owner : owners_.list)
-      if (takeover || owner.client_id == hello.client_id) forget(owner.session_id);
-    if (takeover) owners_.list.clear();
+      if ((writes && takeover) || owner.client_id == hello.client_id) forget(owner.session_id);
+    if (writes && takeover) owners_.list.clear();
+    // Also by a session that only reads: what it has ended must not come back after a restart either.
     owners_.remove_client(hello.client_id);
-    if (owners_.list.size() >= limits::kMaxOwners && !make_room_for_owner())
+    if (owners_.list.empty()) owners_.shared = false;
+    if (writes && owners_.list.size() >= limits::kMaxOwners && !make_room_for_owner())
       return refuse(NETBLK2_EBUSY, fmt::format("export '{}' has {} writers, which is the most", name_, limits::kMaxOwners));
-    owners_.shared = shared;
-    owners_.list.push_back({hello.client_id, hello.session_id});
+    if (writes) {
+      owners_.shared = shared;
+      owners_.list.push_back({hello.client_id, hello.session_id});
+    }
   }
   Claim claim = make_session(hello, writes, NETBLK2_WELCOME_NEW);
   claim.to_end = fading_before(*claim.answer.session);

@@ -298,6 +298,17 @@ TEST_P(SessionTableTest, AnotherStoreUnderTheSameNameIsRefused) {
   EXPECT_EQ(ask(back).status(), NETBLK2_ESTALE);
 }
 
+TEST_P(SessionTableTest, ASessionThatOnlyReadsEndsItsClientsWriterForGood) {
+  const Hello2 hello = writer(1);
+  Peer& owner = ask(hello);
+  Hello2 reader = writer(1);
+  reader.flags = NETBLK2_HELLO_BEGIN;
+  EXPECT_EQ(ask_fencing(reader, owner).status(), NETBLK2_OK);
+  EXPECT_TRUE(decode_owners(device_.record).value().list.empty());
+  start();
+  EXPECT_EQ(ask(resume(hello, owner, 9)).status(), NETBLK2_ESTALE);
+}
+
 // The answer to a first hello was lost: the client asks again, and is not fenced by itself.
 TEST_P(SessionTableTest, BeginningASessionTwiceIsBeginningItOnce) {
   Hello2 hello = writer(1);
