@@ -576,6 +576,53 @@ TEST_P(Netblk2SessionTest, ADeadlineOnOneConnectionStopsTheOthersUntilTheFence) 
   EXPECT_EQ(early, 0);
 }
 
+// Connection 0 is stuck and has a fence. Meanwhile connection 1 is lost and welcomed again, and what it could not send
+// again, because of that fence, reaches its deadline too: its own fence is done already, and nothing may wait for another.
+TEST_P(Netblk2SessionTest, ADeadlineOnAConnectionThatWasWelcomedAgainNeedsNoOtherFence) {
+  std::atomic<int> zeroes{0};
+  std::atomic<int> ones{0};
+  ScriptedServer2 server({[&](Peer2& peer) {
+    const auto hello = peer.read_hello();
+    if (!hello) return;
+    if (hello->connection == 0) {
+      const int number = zeroes++;
+      if (number > 0) std::this_thread::sleep_for(std::chrono::milliseconds(number == 1 ? 400 : 0));
+      if (!peer.say(world_.welcome(*hello))) return;
+      if (number == 0) {
+        peer.wait_for_end();
+      } else {
+        serve(peer, world_);
+      }
+      return;
+    }
+    const bool first = ones++ == 0;
+    if (!peer.say(world_.welcome(*hello))) return;
+    if (first) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(260));
+    } else {
+      serve(peer, world_);
+    }
+  }});
+  auto options = options2();
+  options.connections = 2;
+  options.request_timeout_ms = 200;
+  auto client = open2(server, options);
+  until([&] { return client->status().connections == 2; });
+  // Connection 0 is given requests until it is 128 KiB ahead.
+  Asks early;
+  Asks late;
+  for (uint64_t i = 0; i < 32; ++i) early.push_back(Ask::write(i * 4096, 4096, 1));
+  for (uint64_t i = 32; i < 64; ++i) late.push_back(Ask::write(i * 4096, 4096, 1));
+  std::thread other([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(120));
+    run(*client, late);
+  });
+  run(*client, early);
+  other.join();
+  until([&] { return run_one(*client, Ask::write(0, 512, 2)) == 0; });
+  EXPECT_TRUE(world_.all(0, 512, 2));
+}
+
 TEST_P(Netblk2SessionTest, ADeadlineWhileNoServerIsThere) {
   ScriptedServer2 server({after(world_, 1, hang_up), honest(world_)});
   auto options = options2();

@@ -417,11 +417,14 @@ void Session2::finish(Request& request, int error) {
   request.held.hop.send(request, [](Request& home) { std::move(home.held.completion).finish(home.error); });
 }
 
-// The user is answered before the server has answered: the slot stays taken until the server has settled it.
+// The user is answered before the server has answered: the slot stays taken until the server has settled it. A link that
+// is up and has not sent the request again was welcomed after the connection that did: that fence is done, and no other
+// welcome would come to confirm one.
 void Session2::give_up_slot(uint32_t number, int error) {
   Slot2& slot = slots_[number];
   Request& request = *slot.request;
-  set_fence(*links_[slot.link], true);
+  Link2& link = *links_[slot.link];
+  if (!link.up) set_fence(link, true);
   slot.request = nullptr;
   slot.type = NETBLK2_NOP;
   slot.flags = 0;
