@@ -76,7 +76,7 @@ def moved(image, before, what, by=1):
 def told(server):
     """What a client of netblk/2 hears: (uuid, counter)."""
     with netblk2.Conn(server.port) as c:
-        welcome = c.greet(netblk2.Hello(flags=netblk2.H_INFO, client_id=netblk2.new_id()), session=False)
+        welcome = c.greet(netblk2.Hello(flags=netblk2.H_INFO, client_id=netblk2.new_id()))
         check_eq(welcome.status, netblk2.OK, f"status of the welcome: {welcome.text()}")
         return welcome.store_uuid.hex(), welcome.generation
 
