@@ -82,9 +82,12 @@ class Server:
         self.case = case
         self.out_path = case.tmp / f"server-{_serial}.out.log"
         self.err_path = case.tmp / f"server-{_serial}.err.log"
+        environment = {**os.environ, **(env or {})}
+        if wrap:  # the leak checker cannot work in a process that is traced
+            environment["ASAN_OPTIONS"] = ":".join(filter(None, [environment.get("ASAN_OPTIONS"), "detect_leaks=0"]))
         with open(self.out_path, "wb") as out, open(self.err_path, "wb") as err:
             self.proc = subprocess.Popen(self.args, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-                                         env={**os.environ, **(env or {})})
+                                         env=environment)
         self.pid = self.proc.pid
         case.defer(self.kill)
         if ready:
