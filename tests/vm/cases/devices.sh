@@ -63,7 +63,7 @@ K17_add() {
 	local words
 	for words in x = =1 server_ip server_ip= server_ip=x server_ip=0.0.0.0 server_ip=224.0.0.1 server_port=0 server_port=65536 size_mb=0 size_mb=-1 \
 		size_mb=9223372036854775808 size_mb=18446744073709551615 size_mb=18446744073709551616 size_mb=8796093022208 size_mb=1x queue_depth=0 queue_depth=4097 \
-		protocol=9 number=-1 number=1024 number=x colour=red 'size_mb=1 x' 'size_mb =1' max_retries=1001 dead_time_ms=0 "$(printf '9%.0s' $(seq 3000))"; do
+		protocol=9 number=-1 number=1024 number=x colour=red 'size_mb=1 x' 'size_mb =1' max_retries=1001 dead_time_ms=86400001 "$(printf '9%.0s' $(seq 3000))"; do
 		must_fail 'invalid argument' add "$words"
 		expect "$(devices)" 'netblk ' "devices after '$words'"
 	done

@@ -33,7 +33,7 @@ counts() {
 }
 # each device's are its own
 counts_of_each() {
-	serve 10809 "$scratch/disk" 100; load; echo server_ip=127.0.0.1 > /sys/bus/netblk/add
+	serve 10809 "$scratch/disk" 100; load access=shared; echo "server_ip=127.0.0.1 access=shared" > /sys/bus/netblk/add
 	local before; before=$(count_of write_requests)
 	dd if=/dev/zero of=/dev/netblk-1 bs=4k count=7 oflag=direct status=none
 	expect "$(cat /sys/block/netblk-1/statistics/write_requests)" 7 "write_requests of the second"

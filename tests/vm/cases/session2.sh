@@ -159,7 +159,7 @@ fall_back() {
 	unload
 }
 K22_silent() {
-	serve 10809 "$scratch/disk" 100; load2 heartbeat_ms=100 dead_time_ms=1500
+	serve 10809 "$scratch/disk" 100; load2 heartbeat_ms=1000 dead_time_ms=4000
 	mkfs.ext4 -q /dev/netblk; mount /dev/netblk $mnt; sync -f $mnt
 	kill -STOP $server_pid
 	# with no I/O at all
