@@ -111,7 +111,7 @@ def try_one(name, build, folder, found, seeds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "release")
-    parser.add_argument("--seeds", type=int, default=2000, help="at most, for each mutant")
+    parser.add_argument("--seeds", type=int, default=8000, help="at most, for each mutant")
     parser.add_argument("name", nargs="*")
     arguments = parser.parse_args()
     names = arguments.name or list(MUTANTS)
