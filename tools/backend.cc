@@ -6,17 +6,12 @@
 #include "io/uring/uring_backend.h"
 
 namespace netblk::tools {
-namespace {
 
-constexpr unsigned kFileThreads = 8;
-
-}  // namespace
-
-Result<std::unique_ptr<io::Backend>> make_backend() {
+Result<std::unique_ptr<io::Backend>> make_backend(unsigned file_threads) {
   auto ring = io::make_uring_backend();
   if (ring) return ring;
   log_info("{}; using epoll", ring.error().message);
-  return io::make_epoll_backend(kFileThreads);
+  return io::make_epoll_backend(file_threads);
 }
 
 }  // namespace netblk::tools

@@ -9,6 +9,7 @@
 
 namespace netblk::tools {
 
-Result<std::unique_ptr<io::Backend>> make_backend();
+// file_threads: with epoll, how many threads read and write files.
+Result<std::unique_ptr<io::Backend>> make_backend(unsigned file_threads = 8);
 
 }  // namespace netblk::tools

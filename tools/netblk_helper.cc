@@ -22,10 +22,9 @@
 
 #include "attach/fuse/fuse_disk.h"
 #include "attach/fuse/loop_device.h"
+#include "backend.h"
 #include "base/log.h"
 #include "client/open_auto.h"
-#include "io/epoll/epoll_backend.h"
-#include "io/uring/uring_backend.h"
 #include "netblk_names.h"
 #include "netblk_state.h"
 #include "transport/tcp.h"
@@ -36,6 +35,7 @@ namespace {
 
 using nlohmann::json;
 
+// The disk itself is on the network: files are not read here.
 constexpr unsigned kFileThreads = 1;
 constexpr timeval kControlTimeout{.tv_sec = 1, .tv_usec = 0};
 
@@ -59,13 +59,6 @@ Status redirect(const std::string& log_file) {
 void become_io_path() {
   if (::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) != 0) log_warning("PR_SET_IO_FLUSHER is refused: {}", errno_text(errno));
   std::ofstream("/proc/self/oom_score_adj") << "-1000";
-}
-
-Result<std::unique_ptr<io::Backend>> make_backend() {
-  auto uring = io::make_uring_backend();
-  if (uring) return uring;
-  log_info("{}; using epoll", uring.error().message);
-  return io::make_epoll_backend(kFileThreads);
 }
 
 class Helper {
@@ -126,7 +119,7 @@ Status Helper::start() {
   done = open_control();
   if (!done) return done;
 
-  auto backend = make_backend();
+  auto backend = make_backend(kFileThreads);
   if (!backend) return std::move(backend).error();
   backend_ = std::move(backend).value();
   done = open_client();
