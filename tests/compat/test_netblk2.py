@@ -568,10 +568,10 @@ def test_end_of_session(t):
 
 @test
 def test_stop_answers_what_was_accepted(t):
-    s = start(t, delay_ms=500)
+    s = start(t, delay_ms=1500)
     me, c = session(t, s)
     asked = {me.ask(c, WRITE, slot, offset=slot * 512, length=512, data=b"t" * 512) for slot in range(4)}
-    time.sleep(0.2)
+    time.sleep(1)
     s.signal(15)
     check_eq({c.reply().cookie for _ in range(4)}, asked, "replies during the stop")
     check_eq(c.drain_to_end(), b"", "bytes behind them")

@@ -224,9 +224,10 @@ def test_errors_are_counted(t):
 
 @test
 def test_interrupt(t):
-    _, uri = serve(t)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    server, uri = serve(t)
+    for turn, number in enumerate((signal.SIGINT, signal.SIGTERM), 1):
         p = start(t, "bench", uri, "--seconds", "600", "--json")
+        suite.wait_until(lambda: server.log().count("opened: export 'disk'") >= turn, 20, "the session of the bench")
         time.sleep(1.5)
         p.send_signal(number)
         out, err = p.communicate(timeout=20 * suite.TIME_SCALE)
@@ -240,6 +241,7 @@ def test_interrupt(t):
 def test_server_dies(t):
     server, uri = serve(t)
     p = start(t, "bench", uri, "--seconds", "600", "--json")
+    server.wait_log("opened: export 'disk'", 20)
     time.sleep(1)
     server.kill()
     out, err = p.communicate(timeout=60 * suite.TIME_SCALE)

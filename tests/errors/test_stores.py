@@ -150,11 +150,11 @@ def test_delay_does_not_reorder(t):
 def test_sigterm_while_the_store_is_slow(t):
     """Accepted, not yet answered by the store: the answer still comes, then the process exits 0."""
     for sig in (signal.SIGTERM, signal.SIGINT):
-        s = start_export(t, "disk=mem:1M?delay-ms=700")
+        s = start_export(t, "disk=mem:1M?delay-ms=1500")
         conns = [s.client() for _ in range(10)]
         for i, c in enumerate(conns):
             c.send(request(WRITE, i, 512) + bytes([i]) * 512 if i % 2 else request(READ, i, 512))
-        time.sleep(0.3)
+        time.sleep(1)
         s.signal(sig)
         for i, c in enumerate(conns):
             check_eq(c.status(), OK, f"status of the request that connection {i} had in flight")
