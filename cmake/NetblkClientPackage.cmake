@@ -4,7 +4,7 @@
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
-set(rooms base coro io io_uring io_epoll block proto_netblk transport client)
+set(rooms base coro io io_uring io_epoll block proto_netblk proto_nbd transport client)
 set(NETBLK_CLIENT_HEADERS
     client/netblk2_client.h client/blocking.h client/ask2.h client/open_auto.h transport/tcp.h transport/tcp_dialer.h
     io/uring/uring_backend.h io/epoll/epoll_backend.h base/log.h base/id.h)
