@@ -15,8 +15,9 @@ namespace netblk::server {
 // Thread-safe: a session's connections are on several threads, and a hostile client uses one slot on two of them.
 class Ledger {
  public:
-  // slots: 1 to NETBLK2_MAX_SLOTS. 8 bytes each.
-  explicit Ledger(uint32_t slots) : slots_(slots), entries_(std::make_unique<std::atomic<uint64_t>[]>(slots)) {}
+  // slots: 1 to NETBLK2_MAX_SLOTS. 8 bytes each. adopted: of a session that began on a server which is no more.
+  explicit Ledger(uint32_t slots, bool adopted = false)
+      : slots_(slots), adopted_(adopted), entries_(std::make_unique<std::atomic<uint64_t>[]>(slots)) {}
 
   enum class Verdict : uint8_t {
     kNew,         // it runs now: finish() or restore() it
@@ -54,6 +55,12 @@ class Ledger {
     return {Verdict::kNew, 0, before};
   }
 
+  // Scenario: a hello was delayed in the network, with the READs that rode along, while its client went on elsewhere and
+  // the server crashed. It arrives first, and the session is adopted on the strength of it: what its READs say of the
+  // slots is of long ago, and the client's own requests would be out of order for ever. So a READ leaves a slot of an
+  // adopted session as it was until a change has used it: then it is restored, not finished.
+  bool leaves_no_trace(uint64_t before) const { return adopted_ && (before & kStateMask) == kUnused; }
+
   // The request that runs in the slot has come to `status` (below 2^16).
   void finish(uint32_t slot, uint32_t status) {
     std::atomic<uint64_t>& entry = entries_[slot];
@@ -74,6 +81,7 @@ class Ledger {
   static constexpr uint64_t kSequenceMask = ~uint64_t{0} << 32;
 
   const uint32_t slots_;
+  const bool adopted_;
   std::unique_ptr<std::atomic<uint64_t>[]> entries_;
 };
 

@@ -38,6 +38,33 @@ TEST(Ledger, AnythingButTheSameOrTheNextIsOutOfOrder) {
   EXPECT_EQ(ledger.take(0, 8, false).verdict, Verdict::kNew);
 }
 
+// tests/sim found it: seed 24743.
+TEST(Ledger, ADelayedReadOfAnAdoptedSessionDoesNotFixTheOrder) {
+  Ledger ledger(1, true);
+  for (const uint32_t sequence : {7u, 100u}) {
+    const Ledger::Taken read = ledger.take(0, sequence, true);
+    ASSERT_EQ(read.verdict, Verdict::kNew) << sequence;
+    ASSERT_TRUE(ledger.leaves_no_trace(read.before));
+    EXPECT_EQ(ledger.take(0, sequence + 1, false).verdict, Verdict::kRunning) << "while it runs the slot is in use";
+    ledger.restore(0, read.before);
+  }
+  EXPECT_EQ(ledger.take(0, 101, false).verdict, Verdict::kNew);
+  ledger.finish(0, 0);
+  // From the first change on the order is kept, by READs too.
+  EXPECT_EQ(ledger.take(0, 7, true).verdict, Verdict::kOutOfOrder);
+  const Ledger::Taken next = ledger.take(0, 102, true);
+  EXPECT_EQ(next.verdict, Verdict::kNew);
+  EXPECT_FALSE(ledger.leaves_no_trace(next.before));
+}
+
+TEST(Ledger, ReadsOfASessionThatBeganHereFixTheOrder) {
+  Ledger ledger(1);
+  const Ledger::Taken read = ledger.take(0, 7, true);
+  EXPECT_FALSE(ledger.leaves_no_trace(read.before));
+  ledger.finish(0, 0);
+  EXPECT_EQ(ledger.take(0, 9, true).verdict, Verdict::kOutOfOrder);
+}
+
 TEST(Ledger, SequencesWrapAround) {
   Ledger ledger(1);
   EXPECT_EQ(ledger.take(0, 0xffffffff, false).verdict, Verdict::kNew);

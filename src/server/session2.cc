@@ -518,7 +518,10 @@ void Session2::ended(Operation& operation) {
     return;
   }
   const uint32_t status = proto::status_of(operation.error);
-  session_->ledger.finish(operation.slot, status);
+  if (operation.type == NETBLK2_READ && session_->ledger.leaves_no_trace(operation.ledger_before))
+    session_->ledger.restore(operation.slot, operation.ledger_before);
+  else
+    session_->ledger.finish(operation.slot, status);
   if (operation.error != 0 && ++failed_ <= kLoggedFailures && operation.error != EINVAL)
     log_warning("{}: {} of {} bytes at offset {} failed: {}", link_.name(), block::command_text(operation.command),
                 operation.length, operation.offset, errno_text(operation.error));

@@ -203,7 +203,8 @@ SessionTable::Claim SessionTable::make_session(const proto::Hello2& hello, bool 
   Claim claim;
   claim.owners_changed = owners_ != durable_;
   const uint32_t slots = std::clamp<uint32_t>(hello.slots, NETBLK2_MIN_SLOTS, limits::kSessionSlots);
-  claim.answer.session = std::make_shared<Session>(hello.session_id, hello.client_id, writes, slots);
+  claim.answer.session = std::make_shared<Session>(hello.session_id, hello.client_id, writes, slots,
+                                                   (flag & NETBLK2_WELCOME_ADOPTED) != 0);
   claim.answer.session->places[hello.connection].epoch = hello.epoch;
   claim.answer.flags = flag;
   sessions_.emplace(hello.session_id, claim.answer.session);

@@ -46,8 +46,8 @@ class Presence {
 
 // The table's mutex guards everything but the ledger, which guards itself.
 struct Session {
-  Session(const Id& of_session, const Id& of_client, bool may_write, uint32_t slots)
-      : id(of_session), client_id(of_client), writes(may_write), ledger(slots) {}
+  Session(const Id& of_session, const Id& of_client, bool may_write, uint32_t slots, bool adopted)
+      : id(of_session), client_id(of_client), writes(may_write), ledger(slots, adopted) {}
 
   const Id id;
   const Id client_id;
