@@ -118,7 +118,8 @@ void Model::flushed(uint64_t writer, uint64_t issued) {
 // --- What a block may hold ------------------------------------------------------------------------------------------
 
 bool Model::rules_out(const Change& later, const Change& earlier, uint64_t before, uint64_t reader) const {
-  if (!later.acknowledged || later.ended > before || earlier.ended >= later.issued) return false;
+  // Of a change that its user was told has failed, the server may not have heard yet: it lands until the fence.
+  if (!later.acknowledged || later.ended > before || std::max(earlier.ended, earlier.applied) >= later.issued) return false;
   if (!later.exposed) return true;
   return !later.surrendered && later.writer == reader && !writers_[later.writer].superseded;
 }
@@ -237,6 +238,12 @@ void Model::applied(Command command, uint64_t offset, uint64_t length, std::span
                 "change {} of writer {} ({} bytes at {}) is applied after its end ({})", id, it.writer, length, offset,
                 it.acknowledged ? "acknowledged" : "failed");
   it.applied = world_.next_tick();
+  if (it.ended != UINT64_MAX) {
+    for (uint64_t number = offset / kBlock; number < (offset + length) / kBlock; ++number) {
+      std::vector<WriteId>& known = blocks_[number].changes;
+      if (std::find(known.begin(), known.end(), id) == known.end()) known.push_back(id);
+    }
+  }
   served(it.writer, it.issued);
   const bool first_piece = offset == it.offset;
   ledger = ledger << 16 | (writers_[it.writer].ledger & 0xffff);

@@ -135,11 +135,14 @@ void Observer::end(Session& session) {
 // From here on the server may have fenced what this hello stands against, whether or not it is answered.
 void Observer::hello_read(const proto::Hello2& hello) {
   if ((hello.flags & (NETBLK2_HELLO_INFO | NETBLK2_HELLO_LIST)) != 0 || sessions_.contains(hello.session_id)) return;
-  const bool takeover = (hello.flags & NETBLK2_HELLO_WRITE) != 0 && (hello.flags & NETBLK2_HELLO_TAKEOVER) != 0;
+  const bool writes = (hello.flags & NETBLK2_HELLO_WRITE) != 0;
+  const bool takeover = writes && (hello.flags & NETBLK2_HELLO_TAKEOVER) != 0;
+  // A client that begins to read only gives up what it owned, and puts no owner in its place.
+  const bool resigns = !writes && (hello.flags & NETBLK2_HELLO_BEGIN) != 0;
   for (auto& [id, session] : sessions_) {
     if (session.over || (session.client_id != hello.client_id && !takeover)) continue;
     fenced_.insert(session.writer);
-    if (takeover) session.leaving = true;  // even if nobody hears the welcome
+    if (takeover || resigns) session.leaving = true;  // even if nobody hears the welcome
   }
 }
 
