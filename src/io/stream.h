@@ -60,7 +60,8 @@ class Listener {
   // result: a new descriptor that the caller owns (close-on-exec), or a negative errno value.
   virtual bool accept(Op& op) = 0;
 
-  // An accept in flight ends with an error.
+  // An accept in flight, and every later one, ends with -ECANCELED. The socket itself stays as it is: whoever gave it to
+  // this process (socket activation) may go on with it.
   virtual void shutdown() = 0;
 };
 

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 
 #include <algorithm>
 #include <array>
@@ -589,6 +590,31 @@ coro::Task<void> shutdown_accept(ListenerTest& t) {
 }
 
 TEST_P(ListenerTest, ShutdownEndsAnAcceptInFlight) { run(shutdown_accept(*this)); }
+
+// Socket activation: who gave the socket goes on with it after this process.
+coro::Task<void> shutdown_leaves_the_socket(ListenerTest& t) {
+  sockaddr_in address;
+  UniqueFd listening = test::listening_socket(address);
+  const UniqueFd kept(::dup(listening.get()));
+  auto listener = t.loop().make_listener(std::move(listening));
+  int32_t result = 0;
+  coro::Scope scope;
+  scope.spawn(accept_one(*listener, result));
+  co_await settle();
+  listener->shutdown();
+  co_await scope.join();
+  EXPECT_EQ(result, -ECANCELED);
+  const int32_t later = co_await accept(*listener);
+  EXPECT_EQ(later, -ECANCELED);
+  listener.reset();
+  const UniqueFd peer = test::connected_to(address);
+  pollfd waits{.fd = kept.get(), .events = POLLIN, .revents = 0};
+  EXPECT_EQ(::poll(&waits, 1, 10'000), 1);
+  const UniqueFd accepted(::accept4(kept.get(), nullptr, nullptr, SOCK_CLOEXEC));
+  EXPECT_TRUE(accepted.valid());
+}
+
+TEST_P(ListenerTest, ShutdownLeavesTheSocketToItsOtherOwners) { run(shutdown_leaves_the_socket(*this)); }
 
 coro::Task<void> accept_many(ListenerTest& t) {
   sockaddr_in address;

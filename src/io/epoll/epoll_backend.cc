@@ -171,26 +171,32 @@ class EpollListener final : public Listener, private Owned, private Watched {
 
   bool accept(Op& op) override {
     NETBLK_CHECK(accept_ == nullptr, "two accepts on one listener");
+    if (stopped_) return op.finish_now(-ECANCELED);
     accept_ = &op;
     op.begin();
     loop_.want_try(*this);
     return false;
   }
-  void shutdown() override { ::shutdown(fd_.get(), SHUT_RDWR); }
+  void shutdown() override {
+    stopped_ = true;
+    loop_.want_try(*this);
+  }
 
  private:
   void retry() override {
     if (accept_ == nullptr) return;
-    int fd;
-    do {
-      fd = ::accept4(fd_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    } while (fd < 0 && errno == EINTR);
-    if (fd < 0 && errno == EAGAIN) return;
+    int result = stopped_ ? -ECANCELED : -EINTR;
+    while (result == -EINTR) {
+      const int fd = ::accept4(fd_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
+      result = fd >= 0 ? fd : -errno;
+    }
+    if (result == -EAGAIN) return;
     loop_.note_found();
-    std::exchange(accept_, nullptr)->complete(fd >= 0 ? fd : -errno);
+    std::exchange(accept_, nullptr)->complete(result);
   }
 
   Op* accept_ = nullptr;
+  bool stopped_ = false;
 };
 
 std::unique_ptr<Stream> EpollLoop::make_stream(UniqueFd fd) {

@@ -4,6 +4,7 @@
 #include <liburing.h>
 #include <poll.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 
 #include <array>
@@ -61,9 +62,11 @@ class UringStream final : public SocketStream {
 class UringListener final : public Listener {
  public:
   UringListener(UringLoop& loop, UniqueFd fd)
-      : loop_(loop), fd_(std::move(fd)), epoll_(::epoll_create1(EPOLL_CLOEXEC)), waiting_(*this) {
+      : loop_(loop), fd_(std::move(fd)), epoll_(::epoll_create1(EPOLL_CLOEXEC)), stop_(::eventfd(0, EFD_CLOEXEC)),
+        waiting_(*this) {
     epoll_event event{.events = EPOLLIN, .data = {.ptr = nullptr}};
-    NETBLK_CHECK(epoll_.valid() && ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd_.get(), &event) == 0,
+    NETBLK_CHECK(epoll_.valid() && stop_.valid() && ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd_.get(), &event) == 0 &&
+                     ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, stop_.get(), &event) == 0,
                  "cannot watch a listening socket");
   }
 
@@ -71,12 +74,17 @@ class UringListener final : public Listener {
 
   bool accept(Op& op) override {
     NETBLK_CHECK(accept_ == nullptr, "two accepts on one listener");
+    if (stopped_) return op.finish_now(-ECANCELED);
     op.begin();
     accept_ = &op;
     wait();
     return false;
   }
-  void shutdown() override { ::shutdown(fd_.get(), SHUT_RDWR); }
+  void shutdown() override {
+    stopped_ = true;
+    const uint64_t one = 1;
+    (void)!::write(stop_.get(), &one, sizeof one);
+  }
 
  private:
   struct Waiting : Op {
@@ -87,14 +95,20 @@ class UringListener final : public Listener {
 
   void wait() { io_uring_prep_poll_add(&loop_.entry(waiting_), epoll_.get(), POLLIN); }
   void ready() {
-    const int fd = ::accept4(fd_.get(), nullptr, nullptr, SOCK_CLOEXEC);
-    if (fd < 0 && (errno == EAGAIN || errno == EINTR)) return wait();
-    std::exchange(accept_, nullptr)->complete(fd >= 0 ? fd : -errno);
+    int result = -ECANCELED;
+    if (!stopped_) {
+      const int fd = ::accept4(fd_.get(), nullptr, nullptr, SOCK_CLOEXEC);
+      if (fd < 0 && (errno == EAGAIN || errno == EINTR)) return wait();
+      result = fd >= 0 ? fd : -errno;
+    }
+    std::exchange(accept_, nullptr)->complete(result);
   }
 
   UringLoop& loop_;
   UniqueFd fd_;
   UniqueFd epoll_;
+  UniqueFd stop_;
+  bool stopped_ = false;
   Op* accept_ = nullptr;
   Waiting waiting_;
 };
