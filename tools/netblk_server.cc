@@ -19,6 +19,7 @@
 #include "io/uring/uring_backend.h"
 #include "netblk_version.h"
 #include "server/server.h"
+#include "server_places.h"
 #include "store_spec.h"
 #include "transport/tcp.h"
 
@@ -121,8 +122,7 @@ int serve(const Arguments& arguments, const server::Config& config) {
   };
   // Before the first listen: from there on a signal means a drain, not a sudden end.
   server::Server::block_signals();
-  const auto listen = [](const server::ListenConfig& where) { return transport::tcp_listen(where.host, where.port); };
-  server::Server server(*backend.value(), clock, open, listen, options);
+  server::Server server(*backend.value(), clock, open, take_place, options);
   if (auto opened = server.open(config); !opened)
     return fail(opened.error().code == EINVAL && arguments.config_path.empty() ? kMalformed : kFailed,
                 opened.error().message);

@@ -32,11 +32,12 @@ sigset_t handled_signals() {
 
 }  // namespace
 
-Server::Server(io::Backend& backend, const io::Clock& clock, OpenStore open_store, Listen listen, ServerOptions options)
+Server::Server(io::Backend& backend, const io::Clock& clock, OpenStore open_store, TakePlace take_place,
+               ServerOptions options)
     : backend_(backend),
       clock_(clock),
       open_store_(std::move(open_store)),
-      listen_(std::move(listen)),
+      take_place_(std::move(take_place)),
       options_(std::move(options)) {}
 
 Server::~Server() = default;
@@ -64,17 +65,14 @@ Status Server::open(const Config& config) {
     for (size_t j = 0; j < i; ++j)
       if (names(config.exports[i], config.exports[j]))
         return make_error(EINVAL, "two exports are named '{}': give each a name of its own", config.exports[i].name);
-  // Addresses first: a port in use is said before a store is created or waited for.
   for (const ListenConfig& listen : config.listens) {
-    auto fd = listen_(listen);
-    if (!fd && listen.optional && (fd.error().code == EAFNOSUPPORT || fd.error().code == EADDRNOTAVAIL)) {
-      log_info("{}; not listening there", fd.error().message);
+    auto place = take_place_(listen);
+    if (!place && listen.optional && (place.error().code == EAFNOSUPPORT || place.error().code == EADDRNOTAVAIL)) {
+      log_info("{}; not listening there", place.error().message);
       continue;
     }
-    if (!fd) return std::move(fd).error();
-    auto address = io::local_address(fd.value().get());
-    if (!address) return std::move(address).error();
-    bound_.push_back({listen, std::move(fd).value(), address.value(), nullptr});
+    if (!place) return std::move(place).error();
+    bound_.push_back({listen, std::move(place).value(), io::UniqueFd(), io::Address(), nullptr});
   }
   std::vector<std::shared_ptr<Export>> exports;
   for (const ExportConfig& entry : config.exports) {
@@ -88,6 +86,14 @@ Status Server::open(const Config& config) {
     auto loop = backend_.make_loop(clock_);
     if (!loop) return std::move(loop).error();
     shards_.push_back(std::make_unique<Shard>(std::move(loop).value(), exports_, options_.shard, connections_));
+  }
+  for (Bound& bound : bound_) {
+    auto fd = bound.place->listen();
+    if (!fd) return std::move(fd).error();
+    bound.fd = std::move(fd).value();
+    auto address = io::local_address(bound.fd.get());
+    if (!address) return std::move(address).error();
+    bound.address = address.value();
   }
   return Ok{};
 }

@@ -17,8 +17,16 @@
 
 namespace netblk::server {
 
-// Makes a listening socket. Given by main, which knows the transports. Errors name the address and what to do.
-using Listen = std::function<Result<io::UniqueFd>(const ListenConfig&)>;
+// A place to listen at: nobody who listens already has it, and nobody can connect to it before listen(). Its end gives
+// it up.
+class Place {
+ public:
+  virtual ~Place() = default;
+  virtual Result<io::UniqueFd> listen() = 0;
+};
+
+// Given by main, which knows the transports. Errors name the address and what to do.
+using TakePlace = std::function<Result<std::unique_ptr<Place>>(const ListenConfig&)>;
 
 struct ServerOptions {
   unsigned threads = 1;
@@ -33,12 +41,15 @@ struct ServerOptions {
 class Server {
  public:
   // `backend`, `clock` and what the functions need outlive the server.
-  Server(io::Backend& backend, const io::Clock& clock, OpenStore open_store, Listen listen, ServerOptions options);
+  Server(io::Backend& backend, const io::Clock& clock, OpenStore open_store, TakePlace take_place,
+         ServerOptions options);
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
   ~Server();
 
-  // Opens every store, then every listening socket. On an error nothing is served.
+  // Takes every address, then opens every store, then listens: an address in use is said before a store is created or
+  // waited for, and who can connect meets stores that are open, with their generations durable (DESIGN 4.2). On an error
+  // nothing is served.
   Status open(const Config& config);
 
   // One line for each export and each address, for the start-up banner.
@@ -52,6 +63,7 @@ class Server {
  private:
   struct Bound {
     ListenConfig config;
+    std::unique_ptr<Place> place;
     io::UniqueFd fd;
     io::Address address;
     std::unique_ptr<io::Listener> listener;  // while it runs
@@ -72,7 +84,7 @@ class Server {
   io::Backend& backend_;
   const io::Clock& clock_;
   OpenStore open_store_;
-  Listen listen_;
+  TakePlace take_place_;
   ServerOptions options_;
   ExportTable exports_;
   std::string first_name_;  // of the export that netblk/1 clients get

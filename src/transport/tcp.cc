@@ -44,13 +44,13 @@ Result<AddressList> resolve(const std::string& host, uint16_t port, int flags) {
   return AddressList(list, &::freeaddrinfo);
 }
 
-Result<io::UniqueFd> listen_on(int family, const sockaddr* address, socklen_t length, bool dual_stack) {
+Result<io::UniqueFd> bind_to(int family, const sockaddr* address, socklen_t length, bool dual_stack) {
   io::UniqueFd fd(::socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!fd.valid()) return make_error(errno, "{}", errno_text(errno));
   // A restarted server takes its port back though old connections linger in TIME_WAIT.
   set_option(fd.get(), SOL_SOCKET, SO_REUSEADDR, 1);
   if (family == AF_INET6) set_option(fd.get(), IPPROTO_IPV6, IPV6_V6ONLY, dual_stack ? 0 : 1);
-  for (int attempt = 0; ::bind(fd.get(), address, length) != 0 || ::listen(fd.get(), kBacklog) != 0; ++attempt) {
+  for (int attempt = 0; ::bind(fd.get(), address, length) != 0; ++attempt) {
     if (errno != EADDRINUSE || attempt == kPortRetries) return make_error(errno, "{}", errno_text(errno));
     const timespec pause{.tv_sec = 0, .tv_nsec = kPortRetryNs};
     ::nanosleep(&pause, nullptr);
@@ -58,13 +58,12 @@ Result<io::UniqueFd> listen_on(int family, const sockaddr* address, socklen_t le
   return fd;
 }
 
-Error listen_error(const std::string& host, uint16_t port, const Error& cause) {
+Error listen_error(const std::string& where, const Error& cause) {
   const char* advice = "";
   if (cause.code == EADDRINUSE) advice = "; another program has this port: stop it, or choose another port";
   if (cause.code == EADDRNOTAVAIL) advice = "; no interface of this machine has this address";
   if (cause.code == EACCES) advice = "; ports below 1024 need root";
-  return make_error(cause.code, "cannot listen on {} port {}: {}{}", host.empty() ? "every address," : host, port,
-                    cause.message, advice);
+  return make_error(cause.code, "cannot listen on {}: {}{}", where, cause.message, advice);
 }
 
 // Addresses of a name are tried side by side, each this much after the one before: one that is silent costs no more.
@@ -121,33 +120,41 @@ class Attempts {
 
 }  // namespace
 
-Result<io::UniqueFd> tcp_listen(const std::string& host, uint16_t port) {
+Result<io::UniqueFd> tcp_bind(const std::string& host, uint16_t port) {
+  const std::string where = fmt::format("{} port {}", host.empty() ? "every address," : host, port);
   if (host.empty() || host == "*") {
     sockaddr_in6 any6{};
     any6.sin6_family = AF_INET6;
     any6.sin6_port = htons(port);
-    auto both = listen_on(AF_INET6, reinterpret_cast<sockaddr*>(&any6), sizeof any6, true);
+    auto both = bind_to(AF_INET6, reinterpret_cast<sockaddr*>(&any6), sizeof any6, true);
     if (both || (both.error().code != EAFNOSUPPORT && both.error().code != EADDRNOTAVAIL)) {
-      if (!both) return listen_error(host, port, both.error());
+      if (!both) return listen_error(where, both.error());
       return both;
     }
     sockaddr_in any4{};
     any4.sin_family = AF_INET;
     any4.sin_port = htons(port);
-    auto only4 = listen_on(AF_INET, reinterpret_cast<sockaddr*>(&any4), sizeof any4, false);
-    if (!only4) return listen_error(host, port, only4.error());
+    auto only4 = bind_to(AF_INET, reinterpret_cast<sockaddr*>(&any4), sizeof any4, false);
+    if (!only4) return listen_error(where, only4.error());
     return only4;
   }
   auto list = resolve(host, port, AI_PASSIVE);
   if (!list) return std::move(list).error();
   // A name may have an address of a family that this machine does not have: the first that can be had is taken.
   for (const addrinfo* entry = list.value().get();; entry = entry->ai_next) {
-    auto fd = listen_on(entry->ai_family, entry->ai_addr, entry->ai_addrlen, host == "::");
+    auto fd = bind_to(entry->ai_family, entry->ai_addr, entry->ai_addrlen, host == "::");
     if (fd) return fd;
     const int error = fd.error().code;
     if (entry->ai_next == nullptr || (error != EAFNOSUPPORT && error != EADDRNOTAVAIL))
-      return listen_error(host, port, fd.error());
+      return listen_error(where, fd.error());
   }
+}
+
+Status start_listening(int fd) {
+  if (::listen(fd, kBacklog) == 0) return Ok{};
+  const int error = errno;
+  const auto local = io::local_address(fd);
+  return listen_error(local ? local.value().text() : "a socket", make_error(error, "{}", errno_text(error)));
 }
 
 Result<io::UniqueFd> tcp_connect(const std::string& host, uint16_t port, uint64_t timeout_ms) {

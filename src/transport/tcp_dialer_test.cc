@@ -20,6 +20,14 @@
 namespace netblk::transport {
 namespace {
 
+// Listens at once.
+Result<io::UniqueFd> listen_at(const std::string& host, uint16_t port) {
+  auto fd = tcp_bind(host, port);
+  if (!fd) return fd;
+  if (auto listening = start_listening(fd.value().get()); !listening) return std::move(listening).error();
+  return fd;
+}
+
 class TcpDialerTest : public ::testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
@@ -47,7 +55,7 @@ class TcpDialerTest : public ::testing::TestWithParam<const char*> {
 };
 
 TEST_P(TcpDialerTest, AStreamToWhoListens) {
-  auto listener = tcp_listen("127.0.0.1", 0);
+  auto listener = listen_at("127.0.0.1", 0);
   ASSERT_TRUE(listener.ok());
   const uint16_t port = io::local_address(listener.value().get()).value().port;
   for (const char* host : {"127.0.0.1", "localhost"}) {
@@ -71,7 +79,7 @@ TEST_P(TcpDialerTest, AStreamToWhoListens) {
 TEST_P(TcpDialerTest, NobodyListens) {
   uint16_t port = 0;
   {
-    auto listener = tcp_listen("127.0.0.1", 0);
+    auto listener = listen_at("127.0.0.1", 0);
     port = io::local_address(listener.value().get()).value().port;
   }
   TcpDialer dialer("127.0.0.1", port);

@@ -18,6 +18,14 @@
 namespace netblk::transport {
 namespace {
 
+// Listens at once.
+Result<io::UniqueFd> listen_at(const std::string& host, uint16_t port) {
+  auto fd = tcp_bind(host, port);
+  if (!fd) return fd;
+  if (auto listening = start_listening(fd.value().get()); !listening) return std::move(listening).error();
+  return fd;
+}
+
 io::Address address4(uint8_t a, uint8_t b, uint8_t c, uint8_t d, uint16_t port) {
   io::Address address;
   address.ip = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d};
@@ -71,7 +79,7 @@ TEST(Address, KnowsLoopbackAndItsFamily) {
 }
 
 TEST(Tcp, ListensOnAFreeLoopbackPortAndConnects) {
-  auto listener = tcp_listen("127.0.0.1", 0);
+  auto listener = listen_at("127.0.0.1", 0);
   ASSERT_TRUE(listener.ok()) << listener.error().message;
   const auto local = io::local_address(listener.value().get());
   ASSERT_TRUE(local.ok());
@@ -89,7 +97,7 @@ TEST(Tcp, ListensOnAFreeLoopbackPortAndConnects) {
 
 TEST(Tcp, EveryAddressTakesIpv4AndIpv6) {
   for (const char* host : {"", "*", "::"}) {
-    auto listener = tcp_listen(host, 0);
+    auto listener = listen_at(host, 0);
     ASSERT_TRUE(listener.ok()) << '"' << host << "\": " << listener.error().message;
     const uint16_t port = io::local_address(listener.value().get()).value().port;
     for (const char* target : {"127.0.0.1", "::1"}) {
@@ -109,7 +117,7 @@ TEST(Tcp, EveryAddressTakesIpv4AndIpv6) {
 }
 
 TEST(Tcp, ANameIsResolved) {
-  auto listener = tcp_listen("localhost", 0);
+  auto listener = listen_at("localhost", 0);
   ASSERT_TRUE(listener.ok()) << listener.error().message;
   const auto local = io::local_address(listener.value().get());
   EXPECT_TRUE(local.value().is_loopback());
@@ -118,10 +126,10 @@ TEST(Tcp, ANameIsResolved) {
 }
 
 TEST(Tcp, APortInUseIsRefusedInWords) {
-  auto first = tcp_listen("127.0.0.1", 0);
+  auto first = listen_at("127.0.0.1", 0);
   ASSERT_TRUE(first.ok());
   const uint16_t port = io::local_address(first.value().get()).value().port;
-  const auto second = tcp_listen("127.0.0.1", port);
+  const auto second = listen_at("127.0.0.1", port);
   ASSERT_FALSE(second.ok());
   EXPECT_EQ(second.error().code, EADDRINUSE);
   EXPECT_NE(second.error().message.find(std::to_string(port)), std::string::npos) << second.error().message;
@@ -130,7 +138,7 @@ TEST(Tcp, APortInUseIsRefusedInWords) {
 }
 
 TEST(Tcp, APortIsTakenBackAtOnceThoughConnectionsLinger) {
-  auto first = tcp_listen("127.0.0.1", 0);
+  auto first = listen_at("127.0.0.1", 0);
   ASSERT_TRUE(first.ok());
   const uint16_t port = io::local_address(first.value().get()).value().port;
   {
@@ -142,12 +150,12 @@ TEST(Tcp, APortIsTakenBackAtOnceThoughConnectionsLinger) {
     EXPECT_EQ(::recv(client.value().get(), &byte, 1, 0), 0);
   }
   first.value().reset();
-  const auto again = tcp_listen("127.0.0.1", port);
+  const auto again = listen_at("127.0.0.1", port);
   EXPECT_TRUE(again.ok()) << again.error().message;
 }
 
 TEST(Tcp, AnAddressThatIsNotOursIsRefusedInWords) {
-  const auto listener = tcp_listen("192.0.2.1", 0);  // TEST-NET-1: nobody's
+  const auto listener = listen_at("192.0.2.1", 0);  // TEST-NET-1: nobody's
   ASSERT_FALSE(listener.ok());
   EXPECT_EQ(listener.error().code, EADDRNOTAVAIL);
   EXPECT_NE(listener.error().message.find("192.0.2.1"), std::string::npos) << listener.error().message;
@@ -155,7 +163,7 @@ TEST(Tcp, AnAddressThatIsNotOursIsRefusedInWords) {
 
 TEST(Tcp, AHostThatIsNoneIsRefusedInWords) {
   for (const char* host : {"256.1.1.1", "1.2.3.4.5", "no such host", "[::1"}) {
-    const auto listener = tcp_listen(host, 0);
+    const auto listener = listen_at(host, 0);
     ASSERT_FALSE(listener.ok()) << host;
     EXPECT_NE(listener.error().message.find(host), std::string::npos) << listener.error().message;
     const auto client = tcp_connect(host, 10809, 1000);
@@ -167,7 +175,7 @@ TEST(Tcp, AHostThatIsNoneIsRefusedInWords) {
 TEST(Tcp, ARefusedConnectionIsSaidInWords) {
   uint16_t port;
   {
-    auto listener = tcp_listen("127.0.0.1", 0);
+    auto listener = listen_at("127.0.0.1", 0);
     ASSERT_TRUE(listener.ok());
     port = io::local_address(listener.value().get()).value().port;
   }
@@ -199,7 +207,7 @@ TEST(Tcp, AnUnansweredConnectionEndsInTime) {
 }
 
 TEST(Tcp, TunesForSmallMessagesAndDeadPeers) {
-  auto listener = tcp_listen("127.0.0.1", 0);
+  auto listener = listen_at("127.0.0.1", 0);
   ASSERT_TRUE(listener.ok());
   auto client = tcp_connect("127.0.0.1", io::local_address(listener.value().get()).value().port, 5000);
   ASSERT_TRUE(client.ok());

@@ -5,6 +5,7 @@
 import os
 import pathlib
 import signal
+import socket
 import sys
 import time
 
@@ -41,6 +42,22 @@ def test_waiting_server_proceeds(t):
     b.wait_ready()
     with b.client() as c:
         check_eq(c.read(0, 512), b"\x02" * 512, "content")
+
+
+@test
+def test_waiting_server_takes_no_client(t):
+    """Who can connect meets open stores: while a server waits for one, its port refuses."""
+    a = start(t, 1)
+    b = start(t, 1, a.path, ready=False)
+    b.wait_log("wait")
+    try:
+        socket.create_connection(("127.0.0.1", b.port), 5).close()
+    except ConnectionRefusedError:
+        pass
+    else:
+        raise AssertionError("a client is let in before the store is open")
+    a.stop()
+    b.wait_ready()
 
 
 @test
