@@ -70,15 +70,15 @@ inline constexpr uint64_t kFenceTimeoutMs = 10'000;
 inline constexpr uint32_t kMaxPayloadBytes = 8u << 20;
 inline constexpr uint32_t kMaxSessionConnections = 16;
 
-// The heartbeat's period that a server agrees to, and the time that it gives a hello.
+// The heartbeat's period that a server agrees to.
 inline constexpr uint32_t kMinHeartbeatMs = 1'000;
 inline constexpr uint32_t kMaxHeartbeatMs = 600'000;
-inline constexpr uint64_t kHelloTimeoutMs = 10'000;
 
 // Times, in milliseconds. The header of a request has its deadline from its first byte on (DESIGN 4.1), the data of a
 // WRITE from the moment when there is room for it.
 inline constexpr uint64_t kHeaderTimeoutMs = 10'000;
 inline constexpr uint64_t kRequestTimeoutMs = 30'000;
+inline constexpr uint64_t kHandshakeTimeoutMs = 10'000;  // of NBD; of netblk/2 from the hello's first byte on
 inline constexpr uint64_t kSendStallTimeoutMs = 30'000;
 inline constexpr uint64_t kStoreLockWaitMs = 10'000;
 inline constexpr uint64_t kSweepPeriodMs = 250;

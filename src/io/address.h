@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// Addresses of internet sockets.
+// Addresses of internet and unix sockets.
 #pragma once
 
 #include <array>
@@ -14,10 +14,14 @@ namespace netblk::io {
 struct Address {
   std::array<uint8_t, 16> ip{};
   uint16_t port = 0;
+  // Of a unix socket, which has neither: its path, or the process at its other end. Empty: an internet socket.
+  std::string unix_name;
 
+  bool is_unix() const { return !unix_name.empty(); }
   bool is_ipv4() const;
+  // Of this machine: a loopback address, or a unix socket.
   bool is_loopback() const;
-  // "192.0.2.1:10809", "[2001:db8::1]:10809"
+  // "192.0.2.1:10809", "[2001:db8::1]:10809", "unix:/run/disk.sock", "unix:pid=7,uid=0"
   std::string text() const;
 };
 

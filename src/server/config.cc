@@ -13,7 +13,8 @@
 namespace netblk::server {
 namespace {
 
-constexpr std::string_view kScheme = "netblk://";
+constexpr std::string_view kNetblkScheme = "netblk://";
+constexpr std::string_view kNbdScheme = "nbd://";
 
 std::vector<std::string_view> split(std::string_view text, char separator) {
   std::vector<std::string_view> parts;
@@ -177,16 +178,21 @@ SizedStore split_size(std::string_view store) {
 }
 
 Result<ListenConfig> parse_listen(std::string_view text) {
-  if (!text.starts_with(kScheme)) {
-    const size_t end = text.find("://");
-    if (end == std::string_view::npos)
-      return make_error(EINVAL, "bad listen address '{}': use netblk://HOST:PORT", text);
-    return make_error(EINVAL, "'{}': this version does not serve {}; use netblk://HOST:PORT", text,
-                      text.substr(0, end + 3));
-  }
   ListenConfig listen;
   listen.uri = text;
-  std::string_view rest = text.substr(kScheme.size());
+  std::string_view rest;
+  if (text.starts_with(kNetblkScheme)) {
+    rest = text.substr(kNetblkScheme.size());
+  } else if (text.starts_with(kNbdScheme)) {
+    listen.protocol = Protocol::kNbd;
+    rest = text.substr(kNbdScheme.size());
+  } else {
+    const size_t end = text.find("://");
+    if (end == std::string_view::npos)
+      return make_error(EINVAL, "bad listen address '{}': use netblk://HOST:PORT or nbd://HOST:PORT", text);
+    return make_error(EINVAL, "'{}': this version does not serve {}; use netblk://HOST:PORT or nbd://HOST:PORT", text,
+                      text.substr(0, end + 3));
+  }
   if (rest.ends_with('/')) rest.remove_suffix(1);
   const size_t colon = rest.rfind(':');
   const size_t bracket = rest.rfind(']');

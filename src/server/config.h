@@ -45,8 +45,11 @@ struct SizedStore {
 };
 SizedStore split_size(std::string_view store);
 
+enum class Protocol : uint8_t { kNetblk, kNbd };
+
 struct ListenConfig {
   std::string uri;
+  Protocol protocol = Protocol::kNetblk;
   std::string host;  // empty: every address
   uint16_t port = 0;
   // Left out, with a line in the log, where the machine does not have this family of addresses.

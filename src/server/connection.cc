@@ -8,9 +8,9 @@
 
 namespace netblk::server {
 
-Connection::Connection(SessionContext& context, const ExportTable& exports, std::unique_ptr<io::Stream> stream,
-                       const io::Address& peer, const std::string& name)
-    : exports_(exports), peer_(peer), link_(context, std::move(stream), name) {}
+Connection::Connection(SessionContext& context, const ExportTable& exports, Protocol protocol,
+                       std::unique_ptr<io::Stream> stream, const io::Address& peer, const std::string& name)
+    : exports_(exports), protocol_(protocol), peer_(peer), link_(context, std::move(stream), name) {}
 
 void Connection::sweep(uint64_t now_ms) {
   if (session1_ != nullptr && first_->closed()) link_.drain("the export was removed or changed");
@@ -24,9 +24,19 @@ coro::Task<void> Connection::run() {
   co_await link_.finish();
 }
 
+coro::Task<void> Connection::speak() {
+  if (protocol_ == Protocol::kNetblk) {
+    co_await speak_netblk();
+    co_return;
+  }
+  link_.begin_handshake();
+  refused_ = true;
+  link_.give_up("NBD is not served yet", false);
+}
+
 // Who has not said a byte yet may be a netblk/1 client, which is silent for as long as it likes, and counts as one: a
 // place in the first export is its own until it asks for another.
-coro::Task<void> Connection::speak() {
+coro::Task<void> Connection::speak_netblk() {
   std::string refusal;
   std::shared_ptr<Export> first = exports_.first();
   if (first == nullptr) {
@@ -39,7 +49,7 @@ coro::Task<void> Connection::speak() {
     link_.give_up(refusal, false);
     co_return;
   }
-  const bool heard = co_await link_.receive(!refusal.empty(), limits::kHelloTimeoutMs);
+  const bool heard = co_await link_.receive(!refusal.empty(), link_.context().handshake_timeout_ms);
   if (!heard) {
     log_info("{} opened: it said nothing", link_.name());
     co_return;
@@ -52,6 +62,7 @@ coro::Task<void> Connection::speak() {
     link_.give_up(refusal, false);
   } else {
     log_info("{} opened: export '{}', netblk/1", link_.name(), first_->config().name);
+    link_.opened();
     session1_ = std::make_unique<Session1>(link_, first_);
     co_await session1_->run();
   }

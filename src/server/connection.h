@@ -17,7 +17,7 @@ namespace netblk::server {
 class Connection {
  public:
   // name: for the log. context and exports outlive the connection.
-  Connection(SessionContext& context, const ExportTable& exports, std::unique_ptr<io::Stream> stream,
+  Connection(SessionContext& context, const ExportTable& exports, Protocol protocol, std::unique_ptr<io::Stream> stream,
              const io::Address& peer, const std::string& name);
 
   // Ends when the connection is over and every request that it submitted has ended.
@@ -35,7 +35,10 @@ class Connection {
  private:
   coro::Task<void> speak();
 
+  coro::Task<void> speak_netblk();
+
   const ExportTable& exports_;
+  const Protocol protocol_;
   const io::Address peer_;
   std::shared_ptr<Export> first_;  // entered: what a netblk/1 client gets
   bool refused_ = false;

@@ -7,8 +7,9 @@ namespace netblk::server {
 
 namespace {
 
+// Who may open a unix socket is a matter of its mode: `allow` speaks of internet addresses.
 bool lets_in(const ExportConfig& config, const io::Address& peer) {
-  return config.allow.empty() || std::any_of(config.allow.begin(), config.allow.end(),
+  return config.allow.empty() || peer.is_unix() || std::any_of(config.allow.begin(), config.allow.end(),
                                              [&](const Cidr& range) { return range.contains(peer); });
 }
 

@@ -31,6 +31,14 @@ Link::Link(SessionContext& context, std::unique_ptr<io::Stream> stream, std::str
       idle_(std::make_unique_for_overwrite<std::byte[]>(limits::kReceiveIdleBytes)),
       receive_(idle_.get()) {}
 
+// ---- the handshake
+
+void Link::opened() {
+  handshake_deadline_ms_ = 0;
+  open_ = true;
+  if (on_opened_) std::exchange(on_opened_, nullptr)();
+}
+
 // ---- how it ends
 
 void Link::give_up(std::string reason, bool peer_gone) {
@@ -48,11 +56,17 @@ void Link::drain(const std::string& reason) {
   draining_ = true;
   if (send_deadline_ms_ != 0)
     send_deadline_ms_ = std::min(send_deadline_ms_, context_.loop.now_ms() + limits::kDrainStallTimeoutMs);
+  // Who has asked for nothing yet is owed nothing.
+  if (handshake_deadline_ms_ != 0) return abort(reason);
   give_up(reason, false);
   stream_->shutdown_read();
 }
 
 void Link::sweep(uint64_t now_ms) {
+  if (handshake_deadline_ms_ != 0 && now_ms >= handshake_deadline_ms_) {
+    handshake_deadline_ms_ = 0;
+    abort("the handshake was not over in time");
+  }
   if (receive_deadline_ms_ != 0 && now_ms >= receive_deadline_ms_) {
     receive_deadline_ms_ = 0;
     abort("a request did not arrive whole in time");
@@ -131,7 +145,7 @@ coro::Task<bool> Link::receive(bool inside, uint64_t patience_ms) {
   const int32_t got = co_await io::recv(*stream_, {receive_ + end_, capacity_ - end_});
   if (!received(got, inside)) co_return false;
   end_ += static_cast<uint32_t>(got);
-  if (end_ == capacity_ && busy_.data() == nullptr) {
+  if (open_ && end_ == capacity_ && busy_.data() == nullptr) {
     // A full buffer: more is there already, or soon. What has come is decoded all the same: its client may wait.
     grow();
     const int32_t more = stream_->recv_now({receive_ + end_, capacity_ - end_});

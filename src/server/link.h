@@ -5,9 +5,11 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 
 #include "coro/event.h"
 #include "coro/task.h"
@@ -23,6 +25,7 @@ struct SessionContext {
   DataBudget budget;
   uint64_t request_timeout_ms = limits::kRequestTimeoutMs;
   uint64_t send_timeout_ms = limits::kSendStallTimeoutMs;
+  uint64_t handshake_timeout_ms = limits::kHandshakeTimeoutMs;
 };
 
 // Memory of one request's data, and what of it its loop's budget has given.
@@ -42,6 +45,15 @@ class Link {
   SessionContext& context() { return context_; }
   io::Stream& stream() { return *stream_; }
   const std::string& name() const { return name_; }
+
+  // ---- the handshake: until opened() a peer gets little memory, and may be sent away for others
+
+  // It has context().handshake_timeout_ms from now.
+  void begin_handshake() { handshake_deadline_ms_ = context_.loop.now_ms() + context_.handshake_timeout_ms; }
+  // It is over, and requests may come. `on_opened` is called once.
+  void opened();
+  bool is_open() const { return open_; }
+  void on_opened(std::function<void()> call) { on_opened_ = std::move(call); }
 
   // ---- how it ends
 
@@ -142,6 +154,9 @@ class Link {
   std::atomic<bool> gone_{false};
   bool draining_ = false;
   bool lingers_ = false;
+  bool open_ = false;
+  std::function<void()> on_opened_;
+  uint64_t handshake_deadline_ms_ = 0;  // 0: none
   uint64_t receive_deadline_ms_ = 0;  // of what has begun to arrive; 0: none
   uint64_t send_deadline_ms_ = 0;
   Transfer giving_;

@@ -30,6 +30,8 @@ sigset_t handled_signals() {
   return set;
 }
 
+std::string_view scheme_of(Protocol protocol) { return protocol == Protocol::kNbd ? "nbd://" : "netblk://"; }
+
 }  // namespace
 
 Server::Server(io::Backend& backend, const io::Clock& clock, OpenStore open_store, TakePlace take_place,
@@ -105,7 +107,8 @@ std::vector<std::string> Server::banner() const {
     lines.push_back(fmt::format("export '{}': {}, {}{}", entry->config().name, entry->config().store,
                                 size_text(geometry.size_bytes), geometry.read_only ? ", read-only" : ""));
   }
-  for (const Bound& bound : bound_) lines.push_back(fmt::format("listening on netblk://{}", bound.address.text()));
+  for (const Bound& bound : bound_)
+    lines.push_back(fmt::format("listening on {}{}", scheme_of(bound.config.protocol), bound.address.text()));
   lines.push_back(fmt::format("{}, {} thread{}", shards_.front()->loop().description(), shards_.size(),
                               shards_.size() == 1 ? "" : "s"));
   return lines;
@@ -114,9 +117,9 @@ std::vector<std::string> Server::banner() const {
 void Server::run() {
   for (const Bound& bound : bound_)
     if (!bound.address.is_loopback())
-      log_warning("netblk://{} is reachable from other machines, without encryption or authentication: trust its "
-                  "network, or use allow=",
-                  bound.address.text());
+      log_warning("{}{} is reachable from other machines, without encryption or authentication: trust its network, or "
+                  "use allow=",
+                  scheme_of(bound.config.protocol), bound.address.text());
   shards_to_drain_.store(static_cast<uint32_t>(shards_.size()), std::memory_order_relaxed);
 
   std::thread signals([this] { wait_for_signals(); });
@@ -185,20 +188,21 @@ coro::Task<void> Server::accept_loop(Bound& bound) {
     const int32_t fd = co_await io::accept(*bound.listener);
     if (fd >= 0) {
       told = false;
-      adopt(fd);
+      adopt(fd, bound.config.protocol);
       continue;
     }
     if (stopping_) break;
     // A peer that left while it waited is its own affair; without descriptors or memory, wait for some to come free.
     if (fd == -ECONNABORTED || fd == -EINTR || fd == -EAGAIN || fd == -EPROTO) continue;
-    if (!told) log_error("cannot accept on netblk://{}: {}; trying again", bound.address.text(), errno_text(-fd));
+    if (!told) log_error("cannot accept on {}{}: {}; trying again", scheme_of(bound.config.protocol), bound.address.text(),
+                         errno_text(-fd));
     told = true;
     io::SleepUntil pause(shards_[0]->loop(), clock_.now_ms() + kAcceptRetryMs);
     co_await pause;
   }
 }
 
-void Server::adopt(int accepted) {
+void Server::adopt(int accepted, Protocol protocol) {
   io::UniqueFd fd(accepted);
   ++accepted_;
   if (connections_.load(std::memory_order_relaxed) >= limits::kMaxConnections) {
@@ -206,7 +210,7 @@ void Server::adopt(int accepted) {
     return;
   }
   connections_.fetch_add(1, std::memory_order_relaxed);
-  shards_[accepted_ % shards_.size()]->adopt(std::move(fd), accepted_);
+  shards_[accepted_ % shards_.size()]->adopt(std::move(fd), accepted_, protocol);
 }
 
 // Runs on a thread of its own until the server is done. Signals are taken by sigwait, on any back end alike.

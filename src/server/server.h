@@ -79,7 +79,7 @@ class Server {
   void look_at_sizes();
   void wait_for_signals();
   void got_signal(int number);
-  void adopt(int fd);
+  void adopt(int fd, Protocol protocol);
 
   io::Backend& backend_;
   const io::Clock& clock_;

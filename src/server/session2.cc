@@ -130,7 +130,7 @@ coro::Task<bool> Session2::receive_hello(proto::Hello2& hello) {
       wanted = length.value();
     }
     if (link_.unread_bytes() >= wanted) break;
-    const bool more = co_await link_.receive(true, limits::kHelloTimeoutMs);
+    const bool more = co_await link_.receive(true, link_.context().handshake_timeout_ms);
     if (!more) co_return false;
   }
   link_.stop_deadline();
@@ -276,6 +276,7 @@ coro::Task<bool> Session2::greet(const proto::Hello2& hello) {
     co_return false;
   }
   session_ = admission.session;
+  link_.opened();
   // Told after the fence: what ended last may have moved the generation.
   welcome = describe();
   welcome.features = std::move(features);

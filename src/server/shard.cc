@@ -10,17 +10,18 @@ namespace netblk::server {
 
 // Messages from other threads. Each owns itself and ends when it has run.
 struct Shard::Adoption : io::Posted {
-  Adoption(Shard& to, io::UniqueFd socket, uint64_t serial)
+  Adoption(Shard& to, io::UniqueFd socket, uint64_t serial, Protocol spoken)
       : Posted([](coro::Runnable& self) {
           const std::unique_ptr<Adoption> message(&static_cast<Adoption&>(static_cast<Posted&>(self)));
           Shard& target = message->shard;
           ++target.live_;
-          target.scope_.spawn(target.connection(std::move(message->fd), message->number));
+          target.scope_.spawn(target.connection(std::move(message->fd), message->number, message->protocol));
         }),
-        shard(to), fd(std::move(socket)), number(serial) {}
+        shard(to), fd(std::move(socket)), number(serial), protocol(spoken) {}
   Shard& shard;
   io::UniqueFd fd;
   uint64_t number;
+  Protocol protocol;
 };
 
 struct Shard::Order : io::Posted {
@@ -41,13 +42,13 @@ Shard::Shard(std::unique_ptr<io::Loop> loop, const ExportTable& exports, const S
              std::atomic<uint32_t>& connections)
     : loop_(std::move(loop)),
       exports_(exports),
-      context_{*loop_, {}, {}, options.request_timeout_ms, options.send_timeout_ms},
+      context_{*loop_, {}, {}, options.request_timeout_ms, options.send_timeout_ms, options.handshake_timeout_ms},
       prepare_socket_(options.prepare_socket),
       connections_(connections),
       sweep_(*this) {}
 
-void Shard::adopt(io::UniqueFd fd, uint64_t number) {
-  loop_->post(*std::make_unique<Adoption>(*this, std::move(fd), number).release());
+void Shard::adopt(io::UniqueFd fd, uint64_t number, Protocol protocol) {
+  loop_->post(*std::make_unique<Adoption>(*this, std::move(fd), number, protocol).release());
 }
 
 void Shard::drain() {
@@ -91,7 +92,7 @@ coro::Task<void> Shard::serve(std::function<void()> on_drained) {
   sweep_.cancel();
 }
 
-coro::Task<void> Shard::connection(io::UniqueFd fd, uint64_t number) {
+coro::Task<void> Shard::connection(io::UniqueFd fd, uint64_t number, Protocol protocol) {
   const auto peer = io::peer_address(fd.get());
   const std::string name =
       fmt::format("connection {} from {}", number, peer ? peer.value().text() : std::string("a peer that is gone"));
@@ -102,7 +103,7 @@ coro::Task<void> Shard::connection(io::UniqueFd fd, uint64_t number) {
     log_info("{} refused: {}", name, refusal);
   } else {
     if (prepare_socket_ != nullptr) prepare_socket_(fd.get());
-    Connection open(context_, exports_, loop_->make_stream(std::move(fd)), peer.value(), name);
+    Connection open(context_, exports_, protocol, loop_->make_stream(std::move(fd)), peer.value(), name);
     open_.insert(&open);
     if (!sweep_.armed() && !sweep_.queued) sweep_.arm(loop_->now_ms() + limits::kSweepPeriodMs);
     co_await open.run();

@@ -22,6 +22,7 @@ struct ShardOptions {
   void (*prepare_socket)(int fd) = nullptr;
   uint64_t request_timeout_ms = limits::kRequestTimeoutMs;
   uint64_t send_timeout_ms = limits::kSendStallTimeoutMs;
+  uint64_t handshake_timeout_ms = limits::kHandshakeTimeoutMs;
 };
 
 class Shard {
@@ -32,7 +33,7 @@ class Shard {
   io::Loop& loop() { return *loop_; }
 
   // Thread-safe. Takes over an accepted connection, which is counted in `connections` until it has ended.
-  void adopt(io::UniqueFd fd, uint64_t number);
+  void adopt(io::UniqueFd fd, uint64_t number, Protocol protocol);
 
   // Thread-safe: every connection stops reading, answers what it accepted and closes; new ones are closed at once.
   void drain();
@@ -51,7 +52,7 @@ class Shard {
   struct Adoption;
   struct Order;
 
-  coro::Task<void> connection(io::UniqueFd fd, uint64_t number);
+  coro::Task<void> connection(io::UniqueFd fd, uint64_t number, Protocol protocol);
   void sweep();
   void drained_if_empty();
 

@@ -223,14 +223,21 @@ TEST(Tcp, TunesForSmallMessagesAndDeadPeers) {
   }
 }
 
-TEST(Tcp, AddressesOfWhatIsNoTcpSocketAreErrors) {
+TEST(Tcp, AddressesOfWhatIsNoSocketAreErrors) {
   EXPECT_FALSE(io::local_address(-1).ok());
   EXPECT_FALSE(io::peer_address(0).ok());
+}
+
+TEST(Address, OfAUnixSocketSaysWhoIsThere) {
   int fds[2];
   ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
   const io::UniqueFd a(fds[0]), b(fds[1]);
-  EXPECT_FALSE(io::local_address(a.get()).ok());
-  EXPECT_FALSE(io::peer_address(b.get()).ok());
+  const auto peer = io::peer_address(b.get());
+  ASSERT_TRUE(peer.ok());
+  EXPECT_TRUE(peer.value().is_unix());
+  EXPECT_TRUE(peer.value().is_loopback());
+  EXPECT_EQ(peer.value().text(), fmt::format("unix:pid={},uid={}", ::getpid(), ::getuid()));
+  EXPECT_FALSE(address4(127, 0, 0, 1, 0).is_unix());
 }
 
 }  // namespace
