@@ -74,6 +74,9 @@ inline constexpr uint32_t kMaxSessionConnections = 16;
 inline constexpr uint32_t kMinHeartbeatMs = 1'000;
 inline constexpr uint32_t kMaxHeartbeatMs = 600'000;
 
+// What one hint to cache makes a file read ahead.
+inline constexpr uint64_t kMaxCacheBytes = 64u << 20;
+
 // Times, in milliseconds. The header of a request has its deadline from its first byte on (DESIGN 4.1), the data of a
 // WRITE from the moment when there is room for it.
 inline constexpr uint64_t kHeaderTimeoutMs = 10'000;

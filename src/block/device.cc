@@ -42,6 +42,8 @@ const char* command_text(Command command) {
     case Command::kFlush: return "flush";
     case Command::kTrim: return "trim";
     case Command::kWriteZeroes: return "write-zeroes";
+    case Command::kCache: return "cache";
+    case Command::kBlockStatus: return "block-status";
   }
   return "unknown";
 }
@@ -49,6 +51,8 @@ const char* command_text(Command command) {
 void Completion::finish(int error) && {
   NETBLK_CHECK(request_ != nullptr, "a request is answered twice");
   Request& request = *std::exchange(request_, nullptr);
+  NETBLK_CHECK(error != 0 || request.command != Command::kBlockStatus || !request.extents->empty(),
+               "a block status without an extent");
   request.error = error;
   request.device->count(request);
   request.on_done(request);
@@ -63,11 +67,28 @@ void Device::submit(Request& request) {
   NETBLK_CHECK(request.loop != nullptr, "a request without a loop");
   NETBLK_CHECK(request.data != nullptr || (request.command != Command::kRead && request.command != Command::kWrite),
                "a read or write without data");
+  NETBLK_CHECK(request.command != Command::kBlockStatus || (request.extents != nullptr && request.max_extents > 0),
+               "a block status without room for an answer");
+  if (request.command == Command::kBlockStatus) request.extents->clear();
   request.device = this;
   Completion completion(request);
   const int error = refused(geometry_, size_bytes(), request);
   if (error != 0) return std::move(completion).finish(error);
-  start(request, std::move(completion));
+  if (!answer_for(request, completion)) start(request, std::move(completion));
+}
+
+// What a device need not know of: true if the request has ended here.
+bool Device::answer_for(Request& request, Completion& completion) {
+  int error = 0;
+  if (request.command == Command::kBlockStatus && !geometry_.can_block_status) {
+    request.add_extent(request.length, false, false);
+  } else if (request.command == Command::kWriteZeroes && request.fast_zero && !geometry_.can_fast_zero) {
+    error = EOPNOTSUPP;
+  } else if (request.command != Command::kCache || geometry_.can_cache) {
+    return false;
+  }
+  std::move(completion).finish(error);
+  return true;
 }
 
 // owners() is read by the one who keeps: the server guards both by one lock of its own.
@@ -94,6 +115,8 @@ void Device::count(const Request& request) {
     case Command::kFlush: add(shard.flushes, 1, own); break;
     case Command::kTrim:
     case Command::kWriteZeroes: add(shard.trims, 1, own); break;
+    case Command::kCache:
+    case Command::kBlockStatus: break;
   }
 }
 

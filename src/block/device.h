@@ -18,6 +18,13 @@ struct Geometry {
   uint64_t size_bytes = 0;
   bool read_only = false;
   bool can_trim = false;
+  // Zeroes may be faster than a write of them; a single request may still be answered EOPNOTSUPP.
+  bool can_fast_zero = false;
+  // Without: kBlockStatus says one extent that is neither hole nor zero, and kCache does nothing; the device itself is
+  // not asked.
+  bool can_block_status = false;
+  bool can_cache = false;
+  bool rotational = false;  // a seek costs
   // Writes end inside submit(): their data needs to be stable no longer than that.
   bool writes_inline = false;
 };
@@ -30,7 +37,8 @@ struct Generation {
   bool operator==(const Generation&) const = default;
 };
 
-// Since the device was opened. A failed request counts as an error and moves no bytes.
+// Since the device was opened. A failed request counts as an error and moves no bytes; kCache and kBlockStatus count
+// only as errors.
 struct Counters {
   uint64_t reads = 0;
   uint64_t writes = 0;
@@ -77,8 +85,9 @@ class Device {
   virtual std::vector<std::byte> owners() const { return owners_; }
   virtual coro::Task<Status> keep_owners(coro::Mailbox& loop, std::vector<std::byte> record);
 
-  // Validates and starts. Never fails by itself: errors come through the request. EINVAL: outside the device, or a
-  // length of 0 (but kFlush); EROFS: a change to a read-only device; EIO and others: the store's.
+  // Validates and starts. Any offset and length in bytes is legal. Never fails by itself: errors come through the request.
+  // EINVAL: outside the device, or a length of 0 (but kFlush); EROFS: a change to a read-only device; EOPNOTSUPP: a
+  // fast_zero that would not be fast; EIO and others: the store's.
   void submit(Request& request);
 
   Counters counters() const;
@@ -93,9 +102,10 @@ class Device {
   // The request is inside the device and allowed. The completion may be finished at once or later.
   virtual void start(Request& request, Completion completion) = 0;
 
-  // For filters: hands a request on to the device below, without asking its edge again.
+  // For filters: hands a request on to the device below, without asking its edge again; but what the device below does
+  // not know is answered here, too.
   static void forward(Device& below, Request& request, Completion completion) {
-    below.start(request, std::move(completion));
+    if (!below.answer_for(request, completion)) below.start(request, std::move(completion));
   }
 
  private:
@@ -105,6 +115,7 @@ class Device {
   };
   static constexpr size_t kShards = 32;
   void count(const Request& request);
+  bool answer_for(Request& request, Completion& completion);
 
   const Geometry geometry_;
   std::atomic<uint64_t> size_bytes_;
@@ -115,7 +126,7 @@ class Device {
   friend class Completion;
 };
 
-// The word for logs: "read", "write", "flush", "trim", "write-zeroes".
+// The word for logs: "read", "write", "flush", "trim", "write-zeroes", "cache", "block-status".
 const char* command_text(Command command);
 
 }  // namespace netblk::block

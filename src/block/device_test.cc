@@ -40,6 +40,7 @@ class TestDevice : public Device {
  protected:
   void start(Request& request, Completion completion) override {
     started.push_back(&request);
+    if (request.command == Command::kBlockStatus) request.add_extent(request.length, false, true);
     if (keep) {
       kept.emplace(std::move(completion));
     } else {
@@ -92,10 +93,25 @@ struct Ask : Request {
     offset = at;
     length = bytes;
     data = &byte;  // the test device moves nothing
+    extents = &found;
+    max_extents = 8;
     return *this;
   }
   std::byte byte{};
+  std::vector<Extent> found;
   int ends = 0;
+};
+
+// A filter as they all are: it hands everything on.
+class Above final : public Device {
+ public:
+  Above(Device& below, const Geometry& geometry) : Device(geometry), below_(below) {}
+
+ protected:
+  void start(Request& request, Completion completion) override { forward(below_, request, std::move(completion)); }
+
+ private:
+  Device& below_;
 };
 
 class DeviceTest : public testing::Test {
@@ -105,10 +121,13 @@ class DeviceTest : public testing::Test {
 };
 using DeviceDeath = DeviceTest;
 
-constexpr std::array kMoving = {Command::kRead, Command::kWrite, Command::kTrim, Command::kWriteZeroes};
+constexpr std::array kMoving = {Command::kRead, Command::kWrite, Command::kTrim, Command::kWriteZeroes,
+                                Command::kCache, Command::kBlockStatus};
+// A device that knows every request.
+constexpr Geometry kAble{.size_bytes = kSize, .can_fast_zero = true, .can_block_status = true, .can_cache = true};
 
 TEST_F(DeviceTest, TakesWhatIsInside) {
-  TestDevice device({.size_bytes = kSize});
+  TestDevice device(kAble);
   for (const Command command : kMoving) {
     for (const auto& [offset, length] : std::vector<std::pair<uint64_t, uint64_t>>{
              {0, 1}, {0, 512}, {0, kSize}, {kSize - 1, 1}, {kSize - 512, 512}, {1, kSize - 1}}) {
@@ -122,7 +141,7 @@ TEST_F(DeviceTest, TakesWhatIsInside) {
 }
 
 TEST_F(DeviceTest, RefusesWhatIsOutsideBeforeTheStoreSeesIt) {
-  TestDevice device({.size_bytes = kSize});
+  TestDevice device(kAble);
   for (const Command command : kMoving) {
     for (const auto& [offset, length] : std::vector<std::pair<uint64_t, uint64_t>>{
              {0, 0}, {kSize, 0}, {512, 0},                              // nothing
@@ -164,6 +183,57 @@ TEST_F(DeviceTest, AFlushHasNoRange) {
     EXPECT_EQ(ask.error, 0);
   }
   EXPECT_EQ(device.started.size(), 3u);
+}
+
+TEST_F(DeviceTest, WhatADeviceDoesNotKnowIsAnsweredForIt) {
+  TestDevice plain({.size_bytes = kSize});
+  Above above(plain, kAble);  // one that says more than the device below it can
+  for (Device* device : {static_cast<Device*>(&plain), static_cast<Device*>(&above)}) {
+    Ask ask(&loop_);
+    device->submit(ask.set(Command::kBlockStatus, 512, 4096));
+    EXPECT_EQ(ask.error, 0);
+    EXPECT_EQ(ask.found, (std::vector<Extent>{{4096, false, false}}));
+    device->submit(ask.set(Command::kCache, 512, 4096));
+    EXPECT_EQ(ask.error, 0);
+    ask.fast_zero = true;
+    device->submit(ask.set(Command::kWriteZeroes, 512, 4096));
+    EXPECT_EQ(ask.error, EOPNOTSUPP);
+    EXPECT_EQ(ask.ends, 3);
+  }
+  EXPECT_TRUE(plain.started.empty());
+}
+
+TEST_F(DeviceTest, WhatADeviceKnowsReachesIt) {
+  TestDevice device(kAble);
+  Ask ask(&loop_);
+  ask.found = {{1, true, true}};  // of an earlier question
+  device.submit(ask.set(Command::kBlockStatus, 0, 4096));
+  EXPECT_EQ(ask.found, (std::vector<Extent>{{4096, false, true}}));
+  ask.fast_zero = true;
+  device.submit(ask.set(Command::kWriteZeroes, 0, 4096));
+  device.submit(ask.set(Command::kCache, 0, 4096));
+  EXPECT_EQ(device.started.size(), 3u);
+}
+
+TEST_F(DeviceTest, AReadOnlyDeviceTellsItsStatusAndCaches) {
+  TestDevice device({.size_bytes = kSize, .read_only = true});
+  Ask ask(&loop_);
+  for (const Command command : {Command::kBlockStatus, Command::kCache}) {
+    device.submit(ask.set(command, 0, 512));
+    EXPECT_EQ(ask.error, 0) << command_text(command);
+    EXPECT_FALSE(ask.modifies());
+  }
+}
+
+TEST_F(DeviceTest, ExtentsAreJoinedAndCut) {
+  Ask ask(&loop_);
+  ask.set(Command::kBlockStatus, 0, 100).max_extents = 2;
+  EXPECT_TRUE(ask.add_extent(10, true, true));
+  EXPECT_TRUE(ask.add_extent(10, true, true));
+  EXPECT_TRUE(ask.add_extent(5, false, true));
+  EXPECT_FALSE(ask.add_extent(5, false, false)) << "there is room for two";
+  EXPECT_TRUE(ask.add_extent(7, false, true)) << "more of the last one always fits";
+  EXPECT_EQ(ask.found, (std::vector<Extent>{{20, true, true}, {12, false, true}}));
 }
 
 TEST_F(DeviceTest, TheErrorOfTheStoreIsTheErrorOfTheRequest) {
@@ -231,6 +301,8 @@ TEST_F(DeviceTest, EveryCommandHasAWord) {
   EXPECT_STREQ(command_text(Command::kFlush), "flush");
   EXPECT_STREQ(command_text(Command::kTrim), "trim");
   EXPECT_STREQ(command_text(Command::kWriteZeroes), "write-zeroes");
+  EXPECT_STREQ(command_text(Command::kCache), "cache");
+  EXPECT_STREQ(command_text(Command::kBlockStatus), "block-status");
 }
 
 TEST_F(DeviceDeath, DroppingACompletionAborts) {
@@ -286,6 +358,27 @@ TEST_F(DeviceDeath, AReadOrWriteWithoutDataAborts) {
         },
         "a read or write without data");
   }
+}
+
+TEST_F(DeviceDeath, ABlockStatusWithoutRoomAborts) {
+  EXPECT_DEATH(
+      {
+        TestDevice device(kAble);
+        Ask ask(&loop_);
+        ask.set(Command::kBlockStatus, 0, 512).max_extents = 0;
+        device.submit(ask);
+      },
+      "a block status without room for an answer");
+}
+
+TEST_F(DeviceDeath, ABlockStatusWithoutAnExtentAborts) {
+  EXPECT_DEATH(
+      {
+        AnsweringDevice device(kAble);
+        Ask ask(&loop_);
+        device.submit(ask.set(Command::kBlockStatus, 0, 512));
+      },
+      "a block status without an extent");
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <utility>
+#include <vector>
 
 #include "base/check.h"
 #include "coro/mailbox.h"
@@ -13,7 +14,16 @@
 
 namespace netblk::block {
 
-enum class Command : uint8_t { kRead, kWrite, kFlush, kTrim, kWriteZeroes };
+enum class Command : uint8_t { kRead, kWrite, kFlush, kTrim, kWriteZeroes, kCache, kBlockStatus };
+
+// A piece of what kBlockStatus tells. hole: the storage keeps no space for it. zero: it reads as zeroes. Neither is a
+// promise that it is not: an extent without both says nothing.
+struct Extent {
+  uint64_t length = 0;
+  bool hole = false;
+  bool zero = false;
+  bool operator==(const Extent&) const = default;
+};
 
 class Device;
 struct Request;
@@ -56,12 +66,18 @@ struct Request {
   Command command = Command::kRead;
   bool fua = false;  // kWrite, kTrim, kWriteZeroes: durable before the end (Force Unit Access)
   bool keep_allocated = false;  // kWriteZeroes: the space must not be given back
+  bool fast_zero = false;  // kWriteZeroes: EOPNOTSUPP, with nothing changed, where it would be no faster than a write
   uint64_t offset = 0;
   uint64_t length = 0;
   std::byte* data = nullptr;
   // Set by the caller when the one who asked is known to be gone: what has not reached the store then must not
   // (DESIGN 4.1). Null: never.
   const std::atomic<bool>* abandoned = nullptr;
+  // kBlockStatus: where the answer goes, owned by the caller, and how many extents it takes (1 or more). The answer
+  // begins at `offset`, has one extent at least, and may end before the range does, never after; neighbours differ. Each
+  // extent was true at some moment between submit() and the end.
+  std::vector<Extent>* extents = nullptr;
+  uint32_t max_extents = 0;
 
   // The answer: 0 or a positive errno value.
   int error = 0;
@@ -100,7 +116,21 @@ struct Request {
   Held held;
 
   bool is_abandoned() const { return abandoned != nullptr && abandoned->load(std::memory_order_acquire); }
-  bool modifies() const { return command != Command::kRead && command != Command::kFlush; }
+  bool modifies() const {
+    return command == Command::kWrite || command == Command::kTrim || command == Command::kWriteZeroes;
+  }
+
+  // For devices that answer kBlockStatus: the next extent, joined with the one before where they are alike. False: the
+  // answer is full, and ends before this one.
+  bool add_extent(uint64_t bytes, bool hole, bool zero) {
+    if (!extents->empty() && extents->back().hole == hole && extents->back().zero == zero) {
+      extents->back().length += bytes;
+      return true;
+    }
+    if (extents->size() >= max_extents) return false;
+    extents->push_back({bytes, hole, zero});
+    return true;
+  }
 };
 
 }  // namespace netblk::block

@@ -298,6 +298,8 @@ void Session2::slice_waiting() {
       case Command::kTrim: slot.type = NETBLK2_TRIM; break;
       case Command::kWriteZeroes: slot.type = NETBLK2_WRITE_ZEROES; break;
       case Command::kFlush: slot.type = NETBLK2_FLUSH; break;
+      case Command::kCache:
+      case Command::kBlockStatus: NETBLK_CHECK(false, "netblk/2 has no such request: the edge answers it");
     }
     const bool ranged = request.command != Command::kFlush;
     const uint64_t left = parts.whole() - parts.begun();

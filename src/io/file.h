@@ -2,6 +2,7 @@
 // File: positioned storage, so that a store can be run on a simulated disk.
 #pragma once
 
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -28,6 +29,9 @@ class File {
 
   // Deallocates: later reads give zeroes, the size is kept. -EOPNOTSUPP where the storage cannot.
   virtual bool punch_hole(Loop& loop, Op& op, uint64_t offset, uint64_t length) = 0;
+
+  // Later reads give zeroes, and the space stays allocated. -EOPNOTSUPP where the storage cannot.
+  virtual bool zero_range(Loop&, Op& op, uint64_t, uint64_t) { return op.finish_now(-EOPNOTSUPP); }
 };
 
 }  // namespace netblk::io

@@ -78,11 +78,12 @@ int32_t write_now(int fd, std::span<const std::byte> from, uint64_t offset) {
   }
 }
 
-int32_t punch_hole_now(int fd, uint64_t offset, uint64_t length) {
+static_assert(kPunchHoleMode == (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE));
+static_assert(kZeroRangeMode == (FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE));
+
+int32_t fallocate_now(int fd, int mode, uint64_t offset, uint64_t length) {
   for (;;) {
-    if (::fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
-                    static_cast<off_t>(length)) == 0)
-      return 0;
+    if (::fallocate(fd, mode, static_cast<off_t>(offset), static_cast<off_t>(length)) == 0) return 0;
     if (errno != EINTR) return -errno;
   }
 }

@@ -43,7 +43,11 @@ inline constexpr size_t kInlineWriteBytes = 1u << 20;
 // A plain positioned write on the calling thread.
 int32_t write_now(int fd, std::span<const std::byte> from, uint64_t offset);
 
-// fallocate(PUNCH_HOLE | KEEP_SIZE): 0, or -EOPNOTSUPP where the storage cannot, or another negative errno value.
-int32_t punch_hole_now(int fd, uint64_t offset, uint64_t length);
+// Modes of fallocate(2) that File::punch_hole() and zero_range() stand for.
+inline constexpr int kPunchHoleMode = 0x02 | 0x01;  // FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+inline constexpr int kZeroRangeMode = 0x10 | 0x01;  // FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE
+
+// fallocate: 0, or -EOPNOTSUPP where the storage cannot, or another negative errno value.
+int32_t fallocate_now(int fd, int mode, uint64_t offset, uint64_t length);
 
 }  // namespace netblk::io

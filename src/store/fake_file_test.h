@@ -184,6 +184,8 @@ struct Slot : block::Request {
     } else {
       data = nullptr;
     }
+    extents = &found;
+    max_extents = 64;
     return *this;
   }
   Slot& fill(int value) {
@@ -194,6 +196,7 @@ struct Slot : block::Request {
 
   int ends = 0;
   std::vector<std::byte> buffer;
+  std::vector<block::Extent> found;
   coro::Event ended;
   std::vector<int>* order = nullptr;
   int number = 0;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "store/file_store.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -10,6 +11,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/limits.h"
 #include "base/log.h"
 #include "base/parse.h"
 
@@ -22,6 +24,9 @@ namespace {
 
 // What a write-zeroes writes where the storage cannot punch holes.
 alignas(4096) constexpr std::array<std::byte, 64 * 1024> kZeroes{};
+
+// Zeroes that are written in one round of the loop; it has other requests to serve.
+constexpr uint64_t kZeroesPerRound = 1u << 20;
 
 }  // namespace
 
@@ -43,6 +48,7 @@ FileStore::FileStore(const block::Geometry& geometry, std::unique_ptr<io::File> 
 }
 
 FileStore::~FileStore() {
+  looks_.finish();
   jobs_.finish();
   if (home_.identity != nullptr) home_.identity->close();
 }
@@ -152,17 +158,29 @@ void FileStore::start(Request& request, block::Completion completion) {
       held.phase = kMoving;
       return drive(request);
     case Command::kFlush: return sync_.join(request);
+    case Command::kCache:
+    case Command::kBlockStatus: return look(request);
     case Command::kWrite:
     case Command::kTrim:
     case Command::kWriteZeroes:
       // A change that would never be durable is not begun: after a failed sync the store takes none.
       if (sync_.poisoned()) return std::move(held.completion).finish(EIO);
-      held.phase = request.command == Command::kWrite || (request.command == Command::kWriteZeroes && request.keep_allocated)
-                       ? kMoving
-                       : kPunching;
+      held.phase = first_phase(request);
+      if (held.phase == kMoving && request.fast_zero) return std::move(held.completion).finish(EOPNOTSUPP);
       if (home_.identity != nullptr && !home_.identity->writes_begun()) return wait_for_record(request);
       begin_change(request);
   }
+}
+
+// A block device zeroes by itself only whole sectors, and may do so by writing: that is not fast. What it has is never
+// given back by zeroes that are to stay allocated.
+FileStore::Phase FileStore::first_phase(const Request& request) const {
+  if (request.command == Command::kWrite) return kMoving;
+  if (request.command == Command::kTrim) return kPunching;
+  const bool whole = (request.offset | request.length) % home_.punch_alignment == 0;
+  if (!whole) return kMoving;
+  if (!request.keep_allocated) return kPunching;
+  return home_.punch_alignment == 1 ? kZeroing : kMoving;
 }
 
 void FileStore::begin_change(Request& request) {
@@ -205,8 +223,12 @@ void FileStore::record_done(const Status& begun) {
 void FileStore::drive(Request& request) {
   if (request.modifies() && request.held.progress == 0 && request.is_abandoned())
     return end_data(request, ECANCELED);
-  while (begin_operation(request))
+  const uint64_t pause_at = request.held.progress + kZeroesPerRound;
+  while (begin_operation(request)) {
     if (!absorb(request, request.held.op.result)) return;
+    if (request.command == Command::kWriteZeroes && request.held.progress >= pause_at)
+      return request.held.hop.send(request, [](Request& resumed) { of(resumed).drive(resumed); });
+  }
 }
 
 // True: it ended at once.
@@ -216,7 +238,14 @@ bool FileStore::begin_operation(Request& request) {
   if (request.modifies() && cut_off(request)) return held.op.finish_now(-EINVAL);
   const uint64_t at = request.offset + held.progress;
   const uint64_t left = request.length - held.progress;
-  if (held.phase == kPunching) return buffered_->punch_hole(loop, held.op, request.offset, request.length);
+  if (held.phase == kPunching) {
+    const uint64_t unit = home_.punch_alignment;
+    const uint64_t first = (request.offset + unit - 1) / unit * unit;
+    const uint64_t last = (request.offset + request.length) / unit * unit;
+    if (first >= last) return held.op.finish_now(0);
+    return buffered_->punch_hole(loop, held.op, first, last - first);
+  }
+  if (held.phase == kZeroing) return buffered_->zero_range(loop, held.op, request.offset, request.length);
   std::byte* const data = request.data == nullptr ? nullptr : request.data + held.progress;
   io::File& file = file_for(at, left, data);
   switch (request.command) {
@@ -231,10 +260,14 @@ bool FileStore::begin_operation(Request& request) {
 // Takes an operation's result. True: there is more to do. False: the request is over, or waits for its sync.
 bool FileStore::absorb(Request& request, int32_t result) {
   auto& held = request.held;
-  if (held.phase == kPunching) {
-    if (result == -EOPNOTSUPP && request.command == Command::kWriteZeroes) {
+  if (held.phase != kMoving) {
+    if (result == -EOPNOTSUPP && request.command == Command::kWriteZeroes && !request.fast_zero) {
       held.phase = kMoving;
       return true;
+    }
+    if (request.command == Command::kWriteZeroes) {
+      end_data(request, -result);
+      return false;
     }
     // A trim is a hint: storage that cannot take it is no error.
     end_data(request, result == -EOPNOTSUPP ? 0 : -result);
@@ -255,6 +288,55 @@ void FileStore::end_data(Request& request, int error) {
   if (request.modifies()) order_.release(request);
   if (error == 0 && request.modifies() && request.fua) return sync_.join(request);
   std::move(request.held.completion).finish(error);
+}
+
+// --- What waits for the disk and moves no data ----------------------------------------------------------------------
+
+namespace {
+
+// Each answer of the file system is about a moment, and the extents are of several: a write that comes meanwhile is in
+// one or not, as if it had come before or after.
+void find_extents(int fd, Request& request) {
+  const uint64_t end = request.offset + request.length;
+  for (uint64_t at = request.offset; at < end;) {
+    const off_t found = ::lseek(fd, static_cast<off_t>(at), SEEK_DATA);
+    if (found < 0 && errno != ENXIO) {
+      // The file system does not say.
+      (void)request.add_extent(end - at, false, false);
+      return;
+    }
+    const uint64_t data = found < 0 ? end : std::min(static_cast<uint64_t>(found), end);
+    if (data > at && !request.add_extent(data - at, true, true)) return;
+    if (data == end) return;
+    const off_t next = ::lseek(fd, static_cast<off_t>(data), SEEK_HOLE);
+    // A hole that was punched between the two questions may begin at once.
+    const uint64_t hole = next < 0 ? end : std::min(std::max(static_cast<uint64_t>(next), data), end);
+    if (hole > data && !request.add_extent(hole - data, false, false)) return;
+    at = hole;
+  }
+}
+
+// The kernel reads no more ahead for one call than it would for a reader: small steps, and an end.
+void read_ahead(int fd, const Request& request) {
+  constexpr uint64_t kStepBytes = 128u << 10;
+  const uint64_t length = std::min(request.length, limits::kMaxCacheBytes);
+  for (uint64_t done = 0; done < length; done += kStepBytes)
+    (void)::posix_fadvise(fd, static_cast<off_t>(request.offset + done),
+                          static_cast<off_t>(std::min(kStepBytes, length - done)), POSIX_FADV_WILLNEED);
+}
+
+}  // namespace
+
+void FileStore::look(Request& request) {
+  looks_.run([this, &request] {
+    const int fd = home_.fd.get();
+    if (request.command == Command::kCache) {
+      read_ahead(fd, request);
+    } else {
+      find_extents(fd, request);
+    }
+    request.held.hop.send(request, [](Request& told) { std::move(told.held.completion).finish(0); });
+  });
 }
 
 }  // namespace netblk::store

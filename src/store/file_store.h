@@ -55,6 +55,8 @@ struct FileHome {
   std::string path;
   io::UniqueFd fd;                     // the same open file as `buffered`: for its size, and for readers of read_fd()
   bool direct = false;
+  // Ranges that are not whole multiples of this cannot be punched out (a block device's sectors).
+  uint32_t punch_alignment = 1;
   std::unique_ptr<Identity> identity;  // on the same descriptor
 };
 
@@ -83,8 +85,8 @@ class FileStore : public block::Device {
   void start(block::Request& request, block::Completion completion) override;
 
  private:
-  // What the operation in flight does: moves the request's data, or punches a hole.
-  enum Phase : uint8_t { kMoving, kPunching };
+  // What the operation in flight does: moves the request's data (or zeroes), punches a hole, or zeroes a range.
+  enum Phase : uint8_t { kMoving, kPunching, kZeroing };
 
   static FileStore& of(const block::Request& request) { return static_cast<FileStore&>(*request.held.owner); }
   struct KeepOwners;
@@ -93,11 +95,13 @@ class FileStore : public block::Device {
   bool cut_off(const block::Request& request);
   void wait_for_record(block::Request& request);
   void record_done(const Status& begun);
+  Phase first_phase(const block::Request& request) const;
   void begin_change(block::Request& request);
   void drive(block::Request& request);
   bool begin_operation(block::Request& request);
   bool absorb(block::Request& request, int32_t result);
   void end_data(block::Request& request, int error);
+  void look(block::Request& request);
 
   std::unique_ptr<io::File> buffered_;
   std::unique_ptr<io::File> direct_;
@@ -114,7 +118,9 @@ class FileStore : public block::Device {
   block::Request* unrecorded_ = nullptr;
   bool recording_ = false;
 
-  JobThread jobs_;  // the last member: its jobs use the others
+  // The last members: their jobs use the others. Looking waits for nobody's record.
+  JobThread jobs_;
+  JobThread looks_;
 };
 
 }  // namespace netblk::store

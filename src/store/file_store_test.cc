@@ -485,6 +485,57 @@ coro::Task<void> unsupported_trim(FileStoreTest& t) {
 
 TEST_F(FileStoreTest, StorageWithoutHolesTakesTrimAndWritesZeroes) { run(unsupported_trim(*this)); }
 
+coro::Task<void> fast_zeroes(FileStoreTest& t) {
+  t.disk.faults = {{Call::kPunchHole, 2, -EOPNOTSUPP}};
+  std::fill(t.disk.contents.begin(), t.disk.contents.end(), std::byte{8});
+  const block::Geometry able{.size_bytes = kSize, .can_trim = true, .can_fast_zero = true};
+  FileStore store(able, std::make_unique<FakeFile>(t.disk), nullptr, 0);
+  Slot fast(t.loop());
+  fast.fast_zero = true;
+  const int punched = co_await run_request(store, fast.ask(Command::kWriteZeroes, 0, 4096));
+  EXPECT_EQ(punched, 0);
+  EXPECT_EQ(byte_at(t.disk, 4095), 0);
+  const int refused = co_await run_request(store, fast.ask(Command::kWriteZeroes, 8192, 4096));
+  EXPECT_EQ(refused, EOPNOTSUPP) << "this storage would have to write them";
+  fast.keep_allocated = true;
+  const int kept = co_await run_request(store, fast.ask(Command::kWriteZeroes, 8192, 4096));
+  EXPECT_EQ(kept, EOPNOTSUPP);
+  EXPECT_EQ(byte_at(t.disk, 8192), 8) << "nothing was changed";
+  EXPECT_EQ(t.disk.count(Call::kWrite), 0);
+}
+
+TEST_F(FileStoreTest, FastZeroesAreFastOrRefused) { run(fast_zeroes(*this)); }
+
+coro::Task<void> whole_sectors(FileStoreTest& t) {
+  std::fill(t.disk.contents.begin(), t.disk.contents.end(), std::byte{8});
+  const block::Geometry able{.size_bytes = kSize, .can_trim = true, .can_fast_zero = true};
+  FileHome home;
+  home.punch_alignment = 4096;  // a block device
+  FileStore store(able, std::make_unique<FakeFile>(t.disk), nullptr, 0, std::move(home));
+  Slot slot(t.loop());
+  const int trimmed = co_await run_request(store, slot.ask(Command::kTrim, 1000, 10'000));
+  EXPECT_EQ(trimmed, 0);
+  EXPECT_EQ(byte_at(t.disk, 4095), 8) << "a trim is a hint: what is no whole sector stays";
+  EXPECT_EQ(byte_at(t.disk, 4096), 0);
+  EXPECT_EQ(byte_at(t.disk, 8191), 0);
+  EXPECT_EQ(byte_at(t.disk, 8192), 8);
+  const int tiny = co_await run_request(store, slot.ask(Command::kTrim, 20'000, 100));
+  EXPECT_EQ(tiny, 0);
+  EXPECT_EQ(t.disk.count(Call::kPunchHole), 1);
+  const int zeroed = co_await run_request(store, slot.ask(Command::kWriteZeroes, 20'001, 5000));
+  EXPECT_EQ(zeroed, 0);
+  EXPECT_EQ(byte_at(t.disk, 20'000), 8);
+  EXPECT_EQ(byte_at(t.disk, 20'001), 0);
+  EXPECT_EQ(byte_at(t.disk, 25'000), 0);
+  EXPECT_EQ(byte_at(t.disk, 25'001), 8);
+  slot.fast_zero = true;
+  const int odd = co_await run_request(store, slot.ask(Command::kWriteZeroes, 30'001, 5000));
+  EXPECT_EQ(odd, EOPNOTSUPP);
+  EXPECT_EQ(byte_at(t.disk, 30'001), 8);
+}
+
+TEST_F(FileStoreTest, OfABlockDeviceOnlyWholeSectorsArePunched) { run(whole_sectors(*this)); }
+
 // --- Direct I/O ----------------------------------------------------------------------------------------------------
 
 constexpr uint32_t kAlignment = 512;

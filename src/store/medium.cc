@@ -98,6 +98,13 @@ class FdMedium final : public Medium {
 
 std::unique_ptr<Medium> make_fd_medium(int fd) { return std::make_unique<FdMedium>(fd); }
 
+bool is_rotational(int fd) {
+  struct stat status;
+  if (::fstat(fd, &status) != 0) return false;
+  const SysBlock block(S_ISBLK(status.st_mode) ? status.st_rdev : status.st_dev);
+  return first_line(block.disk / "queue/rotational") == "1";
+}
+
 Result<uint64_t> fd_size_bytes(int fd, bool cached) {
   struct statx status {};
   const int flags = AT_EMPTY_PATH | (cached ? AT_STATX_DONT_SYNC : AT_STATX_SYNC_AS_STAT);

@@ -40,6 +40,9 @@ class Medium {
 // `fd` outlives the result.
 std::unique_ptr<Medium> make_fd_medium(int fd);
 
+// Whether seeks cost on the disk below, as the kernel has it; false where nobody says.
+bool is_rotational(int fd);
+
 // In whole sectors, as it is now. `cached`: as this kernel knows it, without asking a server of a network file system, nor
 // writing back what that one has not got yet.
 Result<uint64_t> fd_size_bytes(int fd, bool cached);

@@ -2,9 +2,11 @@
 #include "store/memory_store.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cerrno>
 #include <cstring>
 #include <mutex>
@@ -24,26 +26,43 @@ namespace {
 // locks of all the stripes that it touches, taken in the order of their numbers.
 class MemoryStore final : public block::Device {
  public:
-  MemoryStore(std::byte* data, uint64_t size_bytes)
-      : Device({.size_bytes = size_bytes, .can_trim = true, .writes_inline = true}), data_(data) {}
-  ~MemoryStore() override { ::munmap(data_, geometry().size_bytes); }
+  // data, used: mappings of zeroes that the system fills when they are first written; `used` has a bit for each page.
+  MemoryStore(std::byte* data, uint64_t* used, uint64_t size_bytes)
+      : Device({.size_bytes = size_bytes, .can_trim = true, .can_fast_zero = true, .can_block_status = true,
+                .writes_inline = true}),
+        data_(data), used_(used) {}
+  ~MemoryStore() override {
+    ::munmap(data_, size_bytes());
+    ::munmap(used_, used_bytes(size_bytes()));
+  }
+
+  static uint64_t page_bytes() {
+    static const auto bytes = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+    return bytes;
+  }
+  static uint64_t used_bytes(uint64_t size_bytes) {
+    const uint64_t pages = (size_bytes + page_bytes() - 1) / page_bytes();
+    return (pages + 63) / 64 * sizeof(uint64_t);
+  }
 
  protected:
   void start(Request& request, Completion completion) override {
     int error = 0;
     if (request.command != Command::kFlush) {
-      const uint64_t first = request.offset / kStripeBytes;
-      const uint64_t count = std::min((request.offset + request.length - 1) / kStripeBytes - first + 1, kStripes);
-      each_stripe(first, count, [](std::mutex& stripe) { stripe.lock(); });
+      const uint64_t stripe = stripe_bytes();
+      const uint64_t first = request.offset / stripe;
+      const uint64_t count = std::min((request.offset + request.length - 1) / stripe - first + 1, kStripes);
+      each_stripe(first, count, [](std::mutex& one) { one.lock(); });
       error = request.modifies() && request.is_abandoned() ? ECANCELED : apply(request);
-      each_stripe(first, count, [](std::mutex& stripe) { stripe.unlock(); });
+      each_stripe(first, count, [](std::mutex& one) { one.unlock(); });
     }
     std::move(completion).finish(error);
   }
 
  private:
   static constexpr uint64_t kStripes = 64;
-  static constexpr uint64_t kStripeBytes = 1u << 20;
+  // The bits of a stripe's pages fill whole words, so that each word is guarded by one lock.
+  static uint64_t stripe_bytes() { return std::max<uint64_t>(1u << 20, 64 * page_bytes()); }
 
   // Stripes first to first + count - 1, modulo their number, by number: the wrapped ones come first.
   template <class Action>
@@ -54,40 +73,107 @@ class MemoryStore final : public block::Device {
     for (uint64_t i = start; i < std::min(start + count, kStripes); ++i) action(stripes_[i]);
   }
 
-  int apply(const Request& request) {
-    std::byte* const at = data_ + request.offset;
-    if (request.command == Command::kRead) {
-      std::memcpy(request.data, at, request.length);
-      return 0;
+  bool is_used(uint64_t page) const { return (used_[page / 64] >> (page % 64) & 1) != 0; }
+  // Of the pages [page, end): how many, from the first, are as that one.
+  uint64_t alike(uint64_t page, uint64_t end) const {
+    const uint64_t flip = is_used(page) ? ~uint64_t{0} : 0;
+    uint64_t at = page;
+    while (at < end) {
+      const uint64_t others = (used_[at / 64] ^ flip) >> (at % 64);
+      if (others != 0) return std::min(at + static_cast<uint64_t>(std::countr_zero(others)), end) - page;
+      at = (at / 64 + 1) * 64;
     }
-    if (request.command == Command::kWrite) {
-      std::memcpy(at, request.data, request.length);
-      return 0;
+    return end - page;
+  }
+  // Reads before it writes: pages that are in use already cost no store.
+  void mark(uint64_t page, uint64_t end, bool used) {
+    while (page < end) {
+      const uint64_t bits = std::min(end - page, 64 - page % 64);
+      const uint64_t mask = (bits == 64 ? ~uint64_t{0} : (uint64_t{1} << bits) - 1) << (page % 64);
+      uint64_t& word = used_[page / 64];
+      const uint64_t wanted = used ? word | mask : word & ~mask;
+      if (word != wanted) word = wanted;
+      page += bits;
     }
-    // Whole pages go back to the system; the edges are cleared.
-    constexpr uint64_t kPage = 4096;
-    const uint64_t first = (request.offset + kPage - 1) / kPage * kPage;
-    const uint64_t last = (request.offset + request.length) / kPage * kPage;
-    if (first >= last || (request.command == Command::kWriteZeroes && request.keep_allocated)) {
-      std::memset(at, 0, request.length);
-      return 0;
+  }
+
+  int apply(Request& request) {
+    const uint64_t page = page_bytes();
+    const uint64_t offset = request.offset, end = request.offset + request.length;
+    const uint64_t first_page = offset / page, end_page = (end + page - 1) / page;
+    switch (request.command) {
+      case Command::kRead:
+      case Command::kBlockStatus: each_run(request); return 0;
+      case Command::kWrite:
+        mark(first_page, end_page, true);
+        std::memcpy(data_ + offset, request.data, request.length);
+        return 0;
+      case Command::kTrim: return clear(offset, end);
+      case Command::kWriteZeroes:
+        if (!request.keep_allocated) return clear(offset, end);
+        if (request.fast_zero) return EOPNOTSUPP;
+        mark(first_page, end_page, true);
+        std::memset(data_ + offset, 0, request.length);
+        return 0;
+      default: return 0;
     }
-    std::memset(at, 0, first - request.offset);
-    std::memset(data_ + last, 0, request.offset + request.length - last);
-    return ::madvise(data_ + first, last - first, MADV_DONTNEED) == 0 ? 0 : errno;
+  }
+
+  // A page that was never written is not touched: a read of it would make the system map it.
+  void each_run(Request& request) {
+    const uint64_t page = page_bytes();
+    const uint64_t end = request.offset + request.length;
+    const uint64_t end_page = (end + page - 1) / page;
+    for (uint64_t at = request.offset; at < end;) {
+      const bool used = is_used(at / page);
+      const uint64_t until = std::min(end, (at / page + alike(at / page, end_page)) * page);
+      if (request.command == Command::kBlockStatus) {
+        if (!request.add_extent(until - at, !used, !used)) return;
+      } else if (used) {
+        std::memcpy(request.data + (at - request.offset), data_ + at, until - at);
+      } else {
+        std::memset(request.data + (at - request.offset), 0, until - at);
+      }
+      at = until;
+    }
+  }
+
+  // Whole pages go back to the system; the edges are cleared.
+  int clear(uint64_t offset, uint64_t end) {
+    const uint64_t page = page_bytes();
+    const uint64_t first = (offset + page - 1) / page;
+    // What lies beyond the end of the device is no edge.
+    const uint64_t last = end == size_bytes() ? (end + page - 1) / page : end / page;
+    clear_edge(offset, std::min(first * page, end));
+    clear_edge(std::max(first, last) * page, end);
+    for (uint64_t at = first; at < last;) {
+      const uint64_t run = alike(at, last);
+      if (is_used(at)) {
+        if (::madvise(data_ + at * page, run * page, MADV_DONTNEED) != 0) return errno;
+        mark(at, at + run, false);
+      }
+      at += run;
+    }
+    return 0;
+  }
+  void clear_edge(uint64_t offset, uint64_t end) {
+    if (offset < end && is_used(offset / page_bytes())) std::memset(data_ + offset, 0, end - offset);
   }
 
   std::byte* data_;
+  uint64_t* used_;
   std::array<std::mutex, kStripes> stripes_;
 };
 
 class NullStore final : public block::Device {
  public:
   explicit NullStore(uint64_t size_bytes)
-      : Device({.size_bytes = size_bytes, .can_trim = true, .writes_inline = true}) {}
+      : Device({.size_bytes = size_bytes, .can_trim = true, .can_fast_zero = true, .can_block_status = true,
+                .writes_inline = true}) {}
 
  protected:
   void start(Request& request, Completion completion) override {
+    if (request.command == Command::kBlockStatus) request.add_extent(request.length, true, true);
     if (request.command == Command::kRead) std::memset(request.data, 0, request.length);
     std::move(completion).finish(0);
   }
@@ -96,11 +182,18 @@ class NullStore final : public block::Device {
 }  // namespace
 
 Result<std::unique_ptr<block::Device>> make_memory_store(uint64_t size_bytes) {
-  void* const data = ::mmap(nullptr, size_bytes, PROT_READ | PROT_WRITE,
-                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (data == MAP_FAILED)
-    return make_error(errno, "cannot map {} of memory: {}", size_text(size_bytes), errno_text(errno));
-  return std::unique_ptr<block::Device>(std::make_unique<MemoryStore>(static_cast<std::byte*>(data), size_bytes));
+  const auto zeroes = [](uint64_t bytes) {
+    return ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  };
+  void* const data = zeroes(size_bytes);
+  void* const used = data == MAP_FAILED ? MAP_FAILED : zeroes(MemoryStore::used_bytes(size_bytes));
+  if (used == MAP_FAILED) {
+    const int error = errno;
+    if (data != MAP_FAILED) ::munmap(data, size_bytes);
+    return make_error(error, "cannot map {} of memory: {}", size_text(size_bytes), errno_text(error));
+  }
+  return std::unique_ptr<block::Device>(
+      std::make_unique<MemoryStore>(static_cast<std::byte*>(data), static_cast<uint64_t*>(used), size_bytes));
 }
 
 std::unique_ptr<block::Device> make_null_store(uint64_t size_bytes) { return std::make_unique<NullStore>(size_bytes); }

@@ -3,10 +3,12 @@
 #include "store/memory_store.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cerrno>
 #include <cstdlib>
+#include <fstream>
 #include <new>
 #include <random>
 
@@ -137,6 +139,78 @@ TEST_F(MemoryStore, TrimOfOddRangesTouchesNothingElse) {
   }
 }
 
+TEST_F(MemoryStore, TellsWhichPagesItHas) {
+  const uint64_t page = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+  const uint64_t size = 1000 * page + 512;
+  const auto device = make_memory_store(size).value();
+  const auto status = [&](uint64_t offset, uint64_t length, uint32_t most = 64) {
+    Slot slot(*loop_);
+    slot.ask(Command::kBlockStatus, offset, length).max_extents = most;
+    EXPECT_EQ(ask(*device, slot), 0);
+    return slot.found;
+  };
+  const auto change = [&](Command command, uint64_t offset, uint64_t length) {
+    Slot slot(*loop_);
+    EXPECT_EQ(ask(*device, slot.ask(command, offset, length).fill(1)), 0);
+  };
+  using Extents = std::vector<block::Extent>;
+  EXPECT_EQ(status(0, size), (Extents{{size, true, true}}));
+  EXPECT_EQ(status(7, 1), (Extents{{1, true, true}}));
+  change(Command::kWrite, 10 * page + 5, 1);
+  change(Command::kWrite, size - 1, 1);
+  change(Command::kWrite, 100 * page, 200 * page);
+  EXPECT_TRUE(all(read(*device, 400 * page, 100 * page), 0));  // a read takes no memory
+  EXPECT_EQ(status(0, size), (Extents{{10 * page, true, true}, {page, false, false}, {89 * page, true, true},
+                                      {200 * page, false, false}, {700 * page, true, true}, {512, false, false}}));
+  EXPECT_EQ(status(10 * page + 1, 5 * page, 1), (Extents{{page - 1, false, false}}));
+  EXPECT_EQ(status(10 * page + 1, 5 * page), (Extents{{page - 1, false, false}, {4 * page + 1, true, true}}));
+  // What is trimmed is given back in whole pages.
+  change(Command::kTrim, 150 * page + 1, 2 * page);
+  EXPECT_EQ(status(100 * page, 200 * page),
+            (Extents{{51 * page, false, false}, {page, true, true}, {148 * page, false, false}}));
+  change(Command::kWriteZeroes, 10 * page, page);
+  change(Command::kTrim, size - 512, 512);
+  change(Command::kTrim, 90 * page, 220 * page);
+  EXPECT_EQ(status(0, size), (Extents{{size, true, true}}));
+  EXPECT_TRUE(all(read(*device, 0, size), 0));
+  Slot kept(*loop_);
+  kept.keep_allocated = true;
+  EXPECT_EQ(ask(*device, kept.ask(Command::kWriteZeroes, 3 * page, page)), 0);
+  EXPECT_EQ(status(3 * page, page), (Extents{{page, false, false}}));
+}
+
+TEST_F(MemoryStore, GivesMemoryBack) {
+  const auto resident = [] {
+    std::ifstream file("/proc/self/statm");
+    uint64_t whole = 0, pages = 0;
+    file >> whole >> pages;
+    return pages * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+  };
+  constexpr uint64_t kBytes = 64 << 20;
+  const auto device = make_memory_store(kBytes).value();
+  Slot slot(*loop_);
+  slot.ask(Command::kWrite, 0, kBytes).fill(1);
+  EXPECT_EQ(ask(*device, slot), 0);
+  const uint64_t full = resident();
+  for (const Command command : {Command::kTrim, Command::kWriteZeroes}) {
+    EXPECT_EQ(ask(*device, slot.ask(command, command == Command::kTrim ? 0 : kBytes / 2, kBytes / 2)), 0);
+  }
+  EXPECT_LT(resident() + kBytes * 3 / 4, full);
+  // Reading all of it takes none.
+  const uint64_t empty = resident();
+  for (uint64_t at = 0; at < kBytes; at += 1 << 20) EXPECT_TRUE(all(read(*device, at, 1 << 20), 0));
+  EXPECT_LT(resident(), empty + kBytes / 4);
+}
+
+TEST_F(MemoryStore, AFastZeroIsHonest) {
+  const auto device = make_memory_store(kSize).value();
+  Slot slot(*loop_);
+  slot.fast_zero = true;
+  EXPECT_EQ(ask(*device, slot.ask(Command::kWriteZeroes, 0, kSize)), 0);
+  slot.keep_allocated = true;
+  EXPECT_EQ(ask(*device, slot.ask(Command::kWriteZeroes, 0, kSize)), EOPNOTSUPP) << "memory must be filled";
+}
+
 TEST_F(MemoryStore, TheEdgeHolds) {
   const auto device = make_memory_store(kSize).value();
   for (const Command command : {Command::kRead, Command::kWrite, Command::kTrim, Command::kWriteZeroes}) {
@@ -256,6 +330,8 @@ TEST_F(NullStore, ReadsZeroesAndForgetsWrites) {
   EXPECT_EQ(ask(*device, read_slot), 0);
   EXPECT_TRUE(all(read_slot.buffer, 0));
   EXPECT_EQ(ask(*device, over.ask(Command::kRead, uint64_t{1} << 50, 1)), EINVAL);
+  EXPECT_EQ(ask(*device, read_slot.ask(Command::kBlockStatus, 5, 1 << 20)), 0);
+  EXPECT_EQ(read_slot.found, (std::vector<block::Extent>{{1 << 20, true, true}}));
 }
 
 }  // namespace

@@ -149,6 +149,11 @@ Result<std::unique_ptr<Identity>> open_identity(int fd, const FileOptions& optio
   return Identity::open(std::move(identity), std::move(medium), brand_new);
 }
 
+bool is_block_device(int fd) {
+  struct stat status;
+  return ::fstat(fd, &status) == 0 && S_ISBLK(status.st_mode);
+}
+
 // What O_DIRECT asks of offsets, lengths and addresses. A block device says; 4096 suits every file system.
 uint32_t direct_alignment(int fd) {
   int bytes = 0;
@@ -192,7 +197,7 @@ Result<std::unique_ptr<block::Device>> open_file_store(io::Backend& backend, con
     return make_error(error, "cannot open {}: {}", options.path, errno_text(error));
   }
   if (auto locked = lock(fd.get(), options); !locked) return std::move(locked).error();
-  FileHome home{.path = options.path, .fd = {}, .direct = options.direct, .identity = nullptr};
+  FileHome home{.path = options.path, .fd = {}, .direct = options.direct, .punch_alignment = 1, .identity = nullptr};
   home.fd = io::UniqueFd(::fcntl(fd.get(), F_DUPFD_CLOEXEC, 0));
   if (!home.fd.valid()) return make_error(errno, "cannot open {}: {}", options.path, errno_text(errno));
   // Before the file is grown, which changes what it is known by.
@@ -215,7 +220,12 @@ Result<std::unique_ptr<block::Device>> open_file_store(io::Backend& backend, con
   if (home.identity != nullptr)
     if (auto started = home.identity->start(); !started) return std::move(started).error();
   const uint32_t alignment = options.direct ? direct_alignment(fd.get()) : 0;
-  const block::Geometry geometry{.size_bytes = size.value(), .read_only = options.read_only, .can_trim = true};
+  const bool is_disk = is_block_device(fd.get());
+  if (is_disk) home.punch_alignment = direct_alignment(fd.get());
+  // A block device says nothing about what it holds, and has given nothing back that anybody could see.
+  const block::Geometry geometry{.size_bytes = size.value(), .read_only = options.read_only, .can_trim = true,
+                                 .can_fast_zero = true, .can_block_status = !is_disk, .can_cache = !options.direct,
+                                 .rotational = is_rotational(fd.get())};
   auto buffered = backend.make_file(std::move(fd), false);
   auto direct = options.direct ? backend.make_file(std::move(direct_fd), true) : nullptr;
   return std::unique_ptr<block::Device>(

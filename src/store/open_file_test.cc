@@ -461,6 +461,50 @@ TEST_P(OpenFile, WriteZeroesReadsZeroes) {
   EXPECT_TRUE(all(read(*device, 101'001, 1000), 1));
 }
 
+TEST_P(OpenFile, TellsItsHolesAsTheFileSystemHasThem) {
+  const auto device = opened({.path = path(), .size_bytes = 8 * kMiB});
+  ASSERT_TRUE(device->geometry().can_block_status);
+  const auto status = [&](uint64_t offset, uint64_t length, uint32_t most = 64) {
+    Slot slot(*loop_);
+    slot.ask(Command::kBlockStatus, offset, length).max_extents = most;
+    EXPECT_EQ(ask(*device, slot), 0);
+    return slot.found;
+  };
+  using Extents = std::vector<block::Extent>;
+  EXPECT_EQ(status(0, 8 * kMiB), (Extents{{8 * kMiB, true, true}}));
+  EXPECT_EQ(status(8 * kMiB - 1, 1), (Extents{{1, true, true}}));
+  EXPECT_EQ(write(*device, kMiB, 2 * kMiB, 1), 0);
+  EXPECT_EQ(write(*device, 7 * kMiB, kMiB, 1), 0);
+  EXPECT_EQ(status(0, 8 * kMiB), (Extents{{kMiB, true, true}, {2 * kMiB, false, false}, {4 * kMiB, true, true},
+                                          {kMiB, false, false}}));
+  EXPECT_EQ(status(kMiB + 5, 100), (Extents{{100, false, false}}));
+  EXPECT_EQ(status(5, 8 * kMiB - 5, 2), (Extents{{kMiB - 5, true, true}, {2 * kMiB, false, false}}));
+  EXPECT_EQ(simple(*device, Command::kTrim, kMiB, kMiB), 0);
+  EXPECT_EQ(status(0, 3 * kMiB), (Extents{{2 * kMiB, true, true}, {kMiB, false, false}}));
+}
+
+TEST_P(OpenFile, AHintToCacheChangesNothing) {
+  for (const bool read_only : {false, true}) {
+    const auto device = opened({.path = path(), .size_bytes = 8 * kMiB, .read_only = read_only});
+    EXPECT_TRUE(device->geometry().can_cache);
+    if (!read_only) { EXPECT_EQ(write(*device, 0, 8 * kMiB, 3), 0); }
+    EXPECT_EQ(simple(*device, Command::kCache, 3, 8 * kMiB - 3), 0);
+    EXPECT_TRUE(all(read(*device, 0, 8 * kMiB), 3));
+  }
+}
+
+TEST_P(OpenFile, ZeroesThatStayAllocatedKeepTheSpace) {
+  const auto device = opened({.path = path(), .size_bytes = 8 * kMiB});
+  EXPECT_EQ(write(*device, 0, 8 * kMiB, 0x77, true), 0);
+  Slot slot(*loop_);
+  slot.keep_allocated = true;
+  EXPECT_EQ(ask(*device, slot.ask(Command::kWriteZeroes, 1000, 6 * kMiB, true)), 0);
+  EXPECT_GE(status_of(path()).st_blocks, static_cast<blkcnt_t>(8 * kMiB / 512));
+  EXPECT_TRUE(all(read(*device, 1000, 6 * kMiB), 0));
+  EXPECT_TRUE(all(read(*device, 0, 1000), 0x77));
+  EXPECT_TRUE(all(read(*device, 6 * kMiB + 1000, kMiB), 0x77));
+}
+
 TEST_P(OpenFile, TruncationUnderItGivesEioAndNotZeroes) {
   for (const bool direct : {false, true}) {
     auto made = open({.path = path(), .size_bytes = kMiB, .direct = direct});

@@ -227,6 +227,8 @@ void SimClient::ended(Asked& asked) {
     case Command::kWrite: world_.count(Count::kWrites); break;
     case Command::kTrim: world_.count(Count::kTrims); break;
     case Command::kWriteZeroes: world_.count(Count::kZeroes); break;
+    case Command::kCache:
+    case Command::kBlockStatus: break;  // never asked: netblk/2 has no such request
   }
   if (asked.modifies()) model_.end(asked.id, true);
 }

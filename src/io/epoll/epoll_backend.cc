@@ -212,7 +212,7 @@ std::unique_ptr<Listener> EpollLoop::make_listener(UniqueFd fd) {
 // One blocking file call: on a pool thread, then back on its loop to complete the operation.
 class FileJob final : public Job, public Posted {
  public:
-  enum class Call { kRead, kWrite, kDatasync, kPunchHole };
+  enum class Call { kRead, kWrite, kDatasync, kPunchHole, kZeroRange };
 
   FileJob(Loop& loop, Op& op, Call call, int fd, std::byte* data, uint64_t length, uint64_t offset)
       : Job([](Job& job) {
@@ -234,7 +234,8 @@ class FileJob final : public Job, public Posted {
         case Call::kRead: result = ::pread(fd_, data_, length_, static_cast<off_t>(offset_)); break;
         case Call::kWrite: result = ::pwrite(fd_, data_, length_, static_cast<off_t>(offset_)); break;
         case Call::kDatasync: result = ::fdatasync(fd_); break;
-        case Call::kPunchHole: return punch_hole_now(fd_, offset_, length_);
+        case Call::kPunchHole: return fallocate_now(fd_, kPunchHoleMode, offset_, length_);
+        case Call::kZeroRange: return fallocate_now(fd_, kZeroRangeMode, offset_, length_);
       }
       if (result >= 0) return static_cast<int32_t>(result);
       if (errno != EINTR) return -errno;
@@ -269,6 +270,9 @@ class EpollFile final : public File {
   bool datasync(Loop& loop, Op& op) override { return hand_over(loop, op, FileJob::Call::kDatasync, nullptr, 0, 0); }
   bool punch_hole(Loop& loop, Op& op, uint64_t offset, uint64_t length) override {
     return hand_over(loop, op, FileJob::Call::kPunchHole, nullptr, length, offset);
+  }
+  bool zero_range(Loop& loop, Op& op, uint64_t offset, uint64_t length) override {
+    return hand_over(loop, op, FileJob::Call::kZeroRange, nullptr, length, offset);
   }
 
  private:

@@ -141,14 +141,20 @@ class UringFile final : public File {
   }
 
   bool punch_hole(Loop& loop, Op& op, uint64_t offset, uint64_t length) override {
+    return fallocate(loop, op, kPunchHoleMode, offset, length);
+  }
+  bool zero_range(Loop& loop, Op& op, uint64_t offset, uint64_t length) override {
+    return fallocate(loop, op, kZeroRangeMode, offset, length);
+  }
+
+ private:
+  bool fallocate(Loop& loop, Op& op, int mode, uint64_t offset, uint64_t length) {
     // The 2.3 wrapper takes off_t on every target; both are 64 bits here.
-    io_uring_prep_fallocate(&ring_of(loop).entry(op), fd_.get(), kPunchMode, static_cast<off_t>(offset),
+    io_uring_prep_fallocate(&ring_of(loop).entry(op), fd_.get(), mode, static_cast<off_t>(offset),
                             static_cast<off_t>(length));
     return false;
   }
 
- private:
-  static constexpr int kPunchMode = 0x02 | 0x01;  // FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
   UniqueFd fd_;
   bool direct_;
 };

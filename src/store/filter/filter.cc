@@ -123,6 +123,8 @@ class FaultFilter final : public Filter {
       case Command::kFlush: if (!options_.flushes) return false; break;
       case Command::kTrim:
       case Command::kWriteZeroes: if (!options_.trims && !flushes) return false; break;
+      case Command::kCache:
+      case Command::kBlockStatus: return false;
     }
     const std::lock_guard lock(mutex_);
     return random_() % options_.one_in == 0;
