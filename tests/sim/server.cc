@@ -36,7 +36,8 @@ struct SimServer::Process {
   }
 
   coro::Task<void> serve(std::unique_ptr<io::Stream> stream, uint64_t id) {
-    Served connection(context, exports, std::move(stream), io::Address{}, fmt::format("connection {}", id));
+    Served connection(context, exports, server::Protocol::kNetblk, std::move(stream), io::Address{},
+                      fmt::format("connection {}", id));
     open.push_back(&connection);
     if (!sweep_timer.armed() && !sweep_timer.queued) sweep_timer.arm(loop.now_ms() + limits::kSweepPeriodMs);
     co_await connection.run();
