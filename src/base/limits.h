@@ -74,6 +74,21 @@ inline constexpr uint32_t kMaxSessionConnections = 16;
 inline constexpr uint32_t kMinHeartbeatMs = 1'000;
 inline constexpr uint32_t kMaxHeartbeatMs = 600'000;
 
+// NBD. The payload that is advertised, and the one that is taken from clients that cannot ask for it; an option's data, what
+// of a longer one is read and dropped, and options in one handshake; requests of a connection at once; extents in one
+// answer, and in a READ that tells its zeroes.
+inline constexpr uint32_t kNbdAdvertisedBytes = 32u << 20;
+inline constexpr uint32_t kMaxNbdPayloadBytes = 64u << 20;
+inline constexpr uint32_t kMaxNbdOptionBytes = 16u << 10;
+inline constexpr uint32_t kMaxNbdSkippedBytes = 1u << 20;
+inline constexpr uint32_t kMaxNbdOptions = 1024;
+inline constexpr uint32_t kNbdOperations = 512;
+inline constexpr uint32_t kMaxNbdExtents = 8192;
+inline constexpr uint32_t kNbdReadExtents = 16;
+
+// The largest buffer of a request's data.
+inline constexpr uint32_t kMaxBufferBytes = kMaxNbdPayloadBytes;
+
 // What one hint to cache makes a file read ahead.
 inline constexpr uint64_t kMaxCacheBytes = 64u << 20;
 
@@ -94,6 +109,10 @@ static_assert(kReceiveIdleBytes < kReceiveBusyBytes && kReceiveBusyBytes < kConn
 static_assert(kConnectionFreeBytes < kConnectionDataBytes && kConnectionDataBytes <= kLoopDataBytes);
 static_assert(kMaxRequestBytes <= kLoopDataBytes);
 static_assert(kMaxPayloadBytes <= kConnectionDataBytes && kMaxPayloadBytes <= kMaxRequestBytes);
+static_assert(kMaxRequestBytes <= kMaxBufferBytes && kMaxBufferBytes <= kLoopDataBytes);
+static_assert(kNbdAdvertisedBytes <= kMaxNbdPayloadBytes);
+static_assert(kMaxNbdOptionBytes <= kReceiveIdleBytes, "an option's data are decoded where they arrived");
+static_assert(kReceiveIdleBytes + 2 * kMaxNbdOptionBytes <= 64u << 10, "a handshake's memory: what came, and its replies");
 static_assert(kSweepPeriodMs * 2 < kMinHeartbeatMs, "a heartbeat is sent in time by the sweep");
 static_assert(kDrainStallTimeoutMs + kSweepPeriodMs < kDrainTimeoutMs);
 static_assert(kSweepPeriodMs * 4 <= 1000, "a deadline is noticed within a quarter of a second");

@@ -49,7 +49,7 @@ unsigned BufferPool::shift_for(uint32_t size_bytes) {
 }
 
 Buffer BufferPool::take(uint32_t size_bytes) {
-  NETBLK_CHECK(size_bytes > 0 && size_bytes <= limits::kMaxRequestBytes, "a buffer of an impossible size");
+  NETBLK_CHECK(size_bytes > 0 && size_bytes <= limits::kMaxBufferBytes, "a buffer of an impossible size");
   ++taken_;
   const unsigned shift = shift_for(size_bytes);
   if (shift > kLargestShift) {

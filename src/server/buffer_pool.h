@@ -47,7 +47,7 @@ class BufferPool {
   BufferPool& operator=(const BufferPool&) = delete;
   ~BufferPool();
 
-  // size_bytes: 1 to limits::kMaxRequestBytes. The contents are whatever was there: the caller overwrites all of it
+  // size_bytes: 1 to limits::kMaxBufferBytes. The contents are whatever was there: the caller overwrites all of it
   // before anyone else sees it.
   Buffer take(uint32_t size_bytes);
 

@@ -30,6 +30,7 @@ struct ExportConfig {
   bool read_only = false;
   std::vector<Cidr> allow;  // empty: everybody
   uint32_t max_connections = 0;  // 0: only the server's own limit
+  std::string description;  // for people
 
   bool operator==(const ExportConfig&) const = default;
 };

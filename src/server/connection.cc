@@ -15,6 +15,7 @@ Connection::Connection(SessionContext& context, const ExportTable& exports, Prot
 void Connection::sweep(uint64_t now_ms) {
   if (session1_ != nullptr && first_->closed()) link_.drain("the export was removed or changed");
   if (session2_ != nullptr) session2_->sweep(now_ms);
+  if (nbd_ != nullptr) nbd_->sweep();
   link_.sweep(now_ms);
 }
 
@@ -29,9 +30,8 @@ coro::Task<void> Connection::speak() {
     co_await speak_netblk();
     co_return;
   }
-  link_.begin_handshake();
-  refused_ = true;
-  link_.give_up("NBD is not served yet", false);
+  nbd_ = std::make_unique<NbdSession>(link_, exports_, peer_);
+  co_await nbd_->run();
 }
 
 // Who has not said a byte yet may be a netblk/1 client, which is silent for as long as it likes, and counts as one: a
@@ -69,11 +69,16 @@ coro::Task<void> Connection::speak_netblk() {
 }
 
 std::string Connection::summary() const {
-  if (refused_ || (session2_ != nullptr && session2_->refused())) return "refused: " + link_.close_reason();
-  if (session1_ == nullptr && session2_ == nullptr) return "closed: " + link_.close_reason();
-  return fmt::format("closed: {}; {} requests, {} failed", link_.close_reason(),
-                     session1_ != nullptr ? session1_->requests() : session2_->requests(),
-                     session1_ != nullptr ? session1_->failed_requests() : session2_->failed_requests());
+  const std::string& why = link_.close_reason();
+  if (refused_ || (session2_ != nullptr && session2_->refused()) || (nbd_ != nullptr && nbd_->refused()))
+    return "refused: " + why;
+  const auto counted = [&](const auto& session) {
+    return fmt::format("closed: {}; {} requests, {} failed", why, session->requests(), session->failed_requests());
+  };
+  if (session1_ != nullptr) return counted(session1_);
+  if (session2_ != nullptr) return counted(session2_);
+  if (nbd_ != nullptr) return counted(nbd_);
+  return "closed: " + why;
 }
 
 }  // namespace netblk::server

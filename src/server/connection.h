@@ -9,6 +9,7 @@
 #include "io/address.h"
 #include "server/exports.h"
 #include "server/link.h"
+#include "server/nbd_session.h"
 #include "server/session1.h"
 #include "server/session2.h"
 
@@ -45,6 +46,7 @@ class Connection {
   Link link_;
   std::unique_ptr<Session1> session1_;
   std::unique_ptr<Session2> session2_;
+  std::unique_ptr<NbdSession> nbd_;
 };
 
 }  // namespace netblk::server

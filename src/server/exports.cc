@@ -30,11 +30,17 @@ std::string Export::enter(const io::Address& peer) {
   return {};
 }
 
+std::string Export::description() const {
+  const std::lock_guard lock(mutex_);
+  return config_.description;
+}
+
 void Export::change_rules(const ExportConfig& config) {
   const std::lock_guard lock(mutex_);
   config_.store = config.store;
   config_.allow = config.allow;
   config_.max_connections = config.max_connections;
+  config_.description = config.description;
 }
 
 std::shared_ptr<Export> ExportTable::first() const {

@@ -45,6 +45,9 @@ class Export {
   bool allows(const io::Address& peer) const;
   void leave() { connections_.fetch_sub(1, std::memory_order_relaxed); }
 
+  // For people; may be empty.
+  std::string description() const;
+
   // Takes over the rules of a newer configuration; the store is the same, but perhaps larger. Sessions stay. For the
   // thread that reads config().store.
   void change_rules(const ExportConfig& config);

@@ -188,6 +188,24 @@ coro::Task<bool> Link::receive_data(Hold& hold, uint32_t here, uint32_t length) 
   co_return true;
 }
 
+bool Link::take_here(Hold& hold, uint32_t length) {
+  if (unread_bytes() < length || needs_budget(length)) return false;
+  take(hold, length);
+  std::memcpy(hold.buffer.data(), consume(length), length);
+  return true;
+}
+
+// Of data that are still to come, nothing is held yet but what they get to send.
+coro::Task<bool> Link::take_data(Hold& hold, uint32_t length) {
+  if (unread_bytes() >= length && needs_budget(length)) co_await take_budget(hold, length);
+  take(hold, length);
+  const uint32_t here = std::min(unread_bytes(), length);
+  std::memcpy(hold.buffer.data(), consume(here), here);
+  if (here == length) co_return true;
+  const bool whole = co_await receive_data(hold, here, length);
+  co_return whole;
+}
+
 coro::Task<bool> Link::skip_data(uint32_t length) {
   const uint32_t here = std::min(end_ - begin_, length);
   begin_ += here;

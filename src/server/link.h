@@ -91,6 +91,11 @@ class Link {
   coro::Task<bool> receive(bool inside, uint64_t patience_ms);
   // Receives the rest of `hold`'s first `length` bytes, of which `here` are there.
   coro::Task<bool> receive_data(Hold& hold, uint32_t here, uint32_t length);
+  // Memory for `length` bytes of data that come next, with them in it. take_here() does it where all are there and may be
+  // taken at once; take_data() waits for them, and false means that the connection is over. The hold is the caller's to
+  // release either way.
+  bool take_here(Hold& hold, uint32_t length);
+  coro::Task<bool> take_data(Hold& hold, uint32_t length);
   // Receives and drops.
   coro::Task<bool> skip_data(uint32_t length);
   // What began to arrive is whole, or its lateness is not its client's fault.

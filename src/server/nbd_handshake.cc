@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "server/nbd_handshake.h"
+
+#include <array>
+#include <utility>
+
+#include "base/endian.h"
+#include "base/log.h"
+
+namespace netblk::server {
+namespace {
+
+// Refused options of one connection that get a line of their own in the log.
+constexpr uint32_t kLoggedFailures = 10;
+
+// Replies of a list go out in pieces of about this size.
+constexpr size_t kListPiece = 8u << 10;
+
+constexpr std::string_view kBaseNamespace = "base:";
+
+std::string no_such_export(const std::string& name) {
+  return name.empty() ? "nothing is exported" : fmt::format("there is no export '{}'", name);
+}
+
+}  // namespace
+
+coro::Task<std::shared_ptr<Export>> NbdHandshake::run() {
+  std::array<std::byte, NBD_GREETING_SIZE> greeting = proto::nbd_greeting();
+  std::array<iovec, 1> parts{{{greeting.data(), greeting.size()}}};
+  bool open = co_await link_.send(parts);
+  if (open) open = co_await need(NBD_CLIENT_FLAGS_SIZE);
+  if (!open) co_return nullptr;
+  client_flags_ = load_be<uint32_t>(link_.consume(NBD_CLIENT_FLAGS_SIZE));
+  if ((client_flags_ & ~(NBD_FLAG_C_FIXED_NEWSTYLE | NBD_FLAG_C_NO_ZEROES)) != 0) {
+    close(fmt::format("unknown client flags 0x{:08x}", client_flags_));
+    co_return nullptr;
+  }
+  for (uint32_t options = 0;; ++options) {
+    if (options == limits::kMaxNbdOptions) {
+      close(fmt::format("more than {} options in one handshake", limits::kMaxNbdOptions));
+      co_return nullptr;
+    }
+    const Next next = co_await option();
+    if (next == Next::kOver) co_return nullptr;
+    if (next == Next::kServe) break;
+  }
+  co_return std::exchange(served_, nullptr);
+}
+
+NbdHandshake::Next NbdHandshake::close(std::string reason) {
+  refused_ = true;
+  link_.give_up(std::move(reason), false);
+  link_.linger();
+  return Next::kOver;
+}
+
+coro::Task<bool> NbdHandshake::need(uint32_t bytes) {
+  while (link_.unread_bytes() < bytes) {
+    const bool more = co_await link_.receive(false, 0);
+    if (!more) co_return false;
+  }
+  co_return true;
+}
+
+coro::Task<bool> NbdHandshake::reply() {
+  const std::span<std::byte> bytes = replies_.bytes();
+  std::array<iovec, 1> parts{{{bytes.data(), bytes.size()}}};
+  const bool sent = co_await link_.send(parts);
+  replies_.clear();
+  co_return sent;
+}
+
+NbdHandshake::Next NbdHandshake::fail(uint32_t type, std::string_view text) {
+  if (++failures_ <= kLoggedFailures)
+    log_info("{}: {} refused: {}", link_.name(), proto::nbd_option_text(option_), text);
+  replies_.error(type, text);
+  return Next::kOption;
+}
+
+coro::Task<NbdHandshake::Next> NbdHandshake::option() {
+  bool here = co_await need(NBD_OPTION_SIZE);
+  if (!here) co_return Next::kOver;
+  proto::NbdOption header;
+  if (const char* wrong = proto::decode_nbd_option(link_.consume(NBD_OPTION_SIZE), header)) co_return close(wrong);
+  option_ = header.type;
+  replies_.start(header.type);
+  if (header.type != NBD_OPT_EXPORT_NAME && (client_flags_ & NBD_FLAG_C_FIXED_NEWSTYLE) == 0)
+    co_return close(fmt::format("{} without NBD_FLAG_C_FIXED_NEWSTYLE", proto::nbd_option_text(header.type)));
+  if (header.type == NBD_OPT_EXPORT_NAME && header.length > NBD_MAX_STRING)
+    co_return close(fmt::format("NBD_OPT_EXPORT_NAME with a name of {} bytes", header.length));
+  Next next = Next::kOption;
+  if (header.length > limits::kMaxNbdOptionBytes) {
+    // No option of ours has as many. Some are read and dropped; with more the connection ends, so that nobody sends for
+    // ever.
+    const std::string text = fmt::format("{} bytes of data, more than {}", header.length, limits::kMaxNbdOptionBytes);
+    fail(NBD_REP_ERR_TOO_BIG, text);
+    if (header.length > limits::kMaxNbdSkippedBytes) {
+      next = close(fmt::format("{} with {}", proto::nbd_option_text(header.type), text));
+    } else {
+      here = co_await link_.skip_data(header.length);
+      if (!here) co_return Next::kOver;
+    }
+  } else {
+    here = co_await need(header.length);
+    if (!here) co_return Next::kOver;
+    const std::span<const std::byte> data(link_.consume(header.length), header.length);
+    if (header.type == NBD_OPT_LIST && data.empty()) {
+      co_await list();
+    } else {
+      next = answer(header.type, data);
+    }
+  }
+  const bool sent = co_await reply();
+  if (sent) co_return next;
+  if (served_ != nullptr) std::exchange(served_, nullptr)->leave();
+  co_return Next::kOver;
+}
+
+NbdHandshake::Next NbdHandshake::answer(uint32_t option, std::span<const std::byte> data) {
+  switch (option) {
+    case NBD_OPT_EXPORT_NAME: return name_export({reinterpret_cast<const char*>(data.data()), data.size()});
+    case NBD_OPT_ABORT:
+      replies_.ack();
+      link_.give_up("the client ended the handshake", false);
+      return Next::kOver;
+    case NBD_OPT_GO: return describe(true, data);
+    case NBD_OPT_INFO: return describe(false, data);
+    case NBD_OPT_LIST_META_CONTEXT: return contexts(false, data);
+    case NBD_OPT_SET_META_CONTEXT: return contexts(true, data);
+    case NBD_OPT_LIST:
+    case NBD_OPT_STARTTLS:
+    case NBD_OPT_STRUCTURED_REPLY:
+    case NBD_OPT_EXTENDED_HEADERS: break;
+    default: return fail(NBD_REP_ERR_UNSUP, "this server does not know that option");
+  }
+  if (!data.empty()) return fail(NBD_REP_ERR_INVALID, "an option that takes no data has some");
+  if (option == NBD_OPT_STARTTLS) return fail(NBD_REP_ERR_UNSUP, "this server does not offer TLS");
+  if (option == NBD_OPT_EXTENDED_HEADERS) {
+    agreement_.headers = proto::NbdHeaders::kExtended;
+  } else if (agreement_.headers == proto::NbdHeaders::kExtended) {
+    return fail(NBD_REP_ERR_EXT_HEADER_REQD, "extended headers are in force");
+  } else {
+    agreement_.headers = proto::NbdHeaders::kStructured;
+  }
+  replies_.ack();
+  return Next::kOption;
+}
+
+// A long list goes out in pieces.
+coro::Task<void> NbdHandshake::list() {
+  for (const auto& entry : exports_.all()) {
+    if (entry == nullptr || !entry->allows(peer_)) continue;
+    replies_.server(entry->config().name, entry->description());
+    if (replies_.bytes().size() < kListPiece) continue;
+    const bool sent = co_await reply();
+    if (!sent) co_return;
+  }
+  replies_.ack();
+}
+
+// Why not, or an empty text.
+std::string NbdHandshake::enter(std::shared_ptr<Export> wanted) {
+  std::string why = wanted->enter(peer_);
+  if (why.empty()) served_ = std::move(wanted);
+  return why;
+}
+
+uint16_t NbdHandshake::transmission_flags(const std::shared_ptr<Export>& served) const {
+  const block::Geometry geometry = served->device().geometry();
+  // Whoever shares a Device shares what it caches: a flush covers what was answered on every connection.
+  uint16_t flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_CAN_MULTI_CONN |
+                   NBD_FLAG_SEND_CACHE;
+  if (geometry.read_only) {
+    flags |= NBD_FLAG_READ_ONLY;
+  } else {
+    flags |= NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_SEND_FAST_ZERO;
+    if (geometry.can_trim) flags |= NBD_FLAG_SEND_TRIM;
+  }
+  if (geometry.rotational) flags |= NBD_FLAG_ROTATIONAL;
+  if (agreement_.headers != proto::NbdHeaders::kSimple) flags |= NBD_FLAG_SEND_DF;
+  if (agreement_.headers == proto::NbdHeaders::kExtended && agreement_.allocation(served))
+    flags |= NBD_FLAG_BLOCK_STATUS_PAYLOAD;
+  return flags;
+}
+
+// There is no answer but the export: whoever may not have it is hung up on.
+NbdHandshake::Next NbdHandshake::name_export(const std::string& name) {
+  if (agreement_.headers == proto::NbdHeaders::kExtended)
+    return close("NBD_OPT_EXPORT_NAME after NBD_OPT_EXTENDED_HEADERS");
+  std::shared_ptr<Export> wanted = exports_.find(name);
+  if (wanted == nullptr) return close(no_such_export(name));
+  if (const std::string why = enter(wanted); !why.empty())
+    return close(fmt::format("export '{}': {}", wanted->config().name, why));
+  replies_.export_reply(wanted->device().size_bytes(), transmission_flags(wanted),
+                        (client_flags_ & NBD_FLAG_C_NO_ZEROES) == 0);
+  return Next::kServe;
+}
+
+// NBD_OPT_INFO and NBD_OPT_GO.
+NbdHandshake::Next NbdHandshake::describe(bool go, std::span<const std::byte> data) {
+  proto::NbdGo wish;
+  if (const char* wrong = proto::decode_nbd_go(data, wish)) return fail(NBD_REP_ERR_INVALID, wrong);
+  std::shared_ptr<Export> wanted = exports_.find(wish.name);
+  if (wanted == nullptr) return fail(NBD_REP_ERR_UNKNOWN, no_such_export(wish.name));
+  std::string why;
+  if (go) {
+    why = enter(wanted);
+  } else if (!wanted->allows(peer_)) {
+    why = "the address is not in allow=";
+  }
+  if (!why.empty())
+    return fail(NBD_REP_ERR_POLICY, fmt::format("export '{}': {}", wanted->config().name, why));
+  replies_.info_export(wanted->device().size_bytes(), transmission_flags(wanted));
+  if (wish.wants_name) replies_.info_text(NBD_INFO_NAME, wanted->config().name);
+  if (wish.wants_description) replies_.info_text(NBD_INFO_DESCRIPTION, wanted->description());
+  if (wish.wants_block_size)
+    replies_.info_block_size(NBD_DEFAULT_MIN_BLOCK, NBD_DEFAULT_PREFERRED_BLOCK, limits::kNbdAdvertisedBytes);
+  replies_.ack();
+  if (!go) return Next::kOption;
+  agreement_.knows_block_size = wish.wants_block_size;
+  return Next::kServe;
+}
+
+NbdHandshake::Next NbdHandshake::contexts(bool set, std::span<const std::byte> data) {
+  // "Issuing this command replaces all previously-set metadata contexts (including when this command fails)"
+  if (set) agreement_.allocation_of = nullptr;
+  if (agreement_.headers == proto::NbdHeaders::kSimple)
+    return fail(NBD_REP_ERR_INVALID, "contexts need NBD_OPT_STRUCTURED_REPLY or NBD_OPT_EXTENDED_HEADERS first");
+  proto::NbdContextQuery query;
+  if (const char* wrong = proto::decode_nbd_context_query(data, query)) return fail(NBD_REP_ERR_INVALID, wrong);
+  std::shared_ptr<Export> wanted = exports_.find(query.name);
+  if (wanted == nullptr) return fail(NBD_REP_ERR_UNKNOWN, no_such_export(query.name));
+  if (!wanted->allows(peer_))
+    return fail(NBD_REP_ERR_POLICY, fmt::format("export '{}': the address is not in allow=", query.name));
+  // A namespace alone is a wildcard when contexts are listed, and selects none. What nobody knows is passed over; so is,
+  // as long as there are no snapshots, whatever begins with `netblk:`.
+  bool allocation = !set && query.queries.empty();
+  for (const std::string_view text : query.queries)
+    allocation = allocation || text == NBD_CONTEXT_BASE_ALLOCATION || (!set && text == kBaseNamespace);
+  if (allocation) replies_.context(set ? kNbdAllocation : 0, NBD_CONTEXT_BASE_ALLOCATION);
+  if (allocation && set) agreement_.allocation_of = std::move(wanted);
+  replies_.ack();
+  return Next::kOption;
+}
+
+}  // namespace netblk::server
