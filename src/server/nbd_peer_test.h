@@ -2,6 +2,8 @@
 // A client of NBD for tests, which says whatever bytes it likes, and a server's session at the other end of its socket.
 #pragma once
 
+#include <netinet/tcp.h>
+
 #include <deque>
 #include <map>
 #include <string>
@@ -168,6 +170,10 @@ class NbdTest : public test::BackendTest {
    public:
     explicit Peer(NbdTest& test) {
       test::FdPair pair = test::tcp_pair();
+      // Each message goes out as it is said.
+      const int on = 1;
+      for (const int fd : {pair.ours.get(), pair.peer.get()})
+        EXPECT_EQ(::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on), 0);
       link = std::make_unique<Link>(*test.context, test.loop().make_stream(std::move(pair.ours)), "a client");
       session = std::make_unique<NbdSession>(*link, test.exports, address_);
       fd_ = pair.peer.get();
