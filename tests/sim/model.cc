@@ -127,12 +127,12 @@ bool Model::rules_out(const Change& later, const Change& earlier, uint64_t befor
 void Model::forget_old(Block& block) {
   // What a durable change rules out is ruled out for good, to reads that begin after it.
   const uint64_t oldest_read = reads_.empty() ? UINT64_MAX : *reads_.begin();
-  std::erase_if(block.changes, [&](WriteId id) {
-    return std::any_of(block.changes.begin(), block.changes.end(), [&](WriteId other) {
-      const Change& later = changes_[other];
-      return later.durable && !later.exposed && later.ended < oldest_read && changes_[id].ended < later.issued;
-    });
-  });
+  uint64_t since = 0;
+  for (const WriteId id : block.changes) {
+    const Change& later = changes_[id];
+    if (later.durable && !later.exposed && later.ended < oldest_read) since = std::max(since, later.issued);
+  }
+  std::erase_if(block.changes, [&](WriteId id) { return changes_[id].ended < since; });
 }
 
 WriteId Model::decode(std::span<const std::byte> block, uint64_t number, const char* when) {
