@@ -39,8 +39,9 @@ inline constexpr uint32_t kBudgetOvertakes = 64;
 inline constexpr uint32_t kReceiveIdleBytes = 16u << 10;
 inline constexpr uint32_t kReceiveBusyBytes = 256u << 10;
 
-// One gathered send: replies in it, and the iovec limit of the kernel (UIO_MAXIOV).
+// One gathered send: replies in it (netblk/1, netblk/2), and the iovec limit of the kernel (UIO_MAXIOV).
 inline constexpr uint32_t kSendReplies = 64;
+inline constexpr uint32_t kSendReplies2 = 128;
 inline constexpr uint32_t kKernelMaxIov = 1024;
 
 // Free data buffers that a loop keeps for reuse.
@@ -105,6 +106,7 @@ inline constexpr uint64_t kDrainStallTimeoutMs = 5'000;  // of a client that tak
 
 static_assert(kMaxRequestBytes % kSectorBytes == 0);
 static_assert(kSendReplies <= kConnectionSlots && kSendReplies <= kKernelMaxIov);
+static_assert(kSendReplies2 * 2 + 2 <= kKernelMaxIov, "a header and data for each, and what is said unasked");
 static_assert(kReceiveIdleBytes < kReceiveBusyBytes && kReceiveBusyBytes < kConnectionDataBytes);
 static_assert(kConnectionFreeBytes < kConnectionDataBytes && kConnectionDataBytes <= kLoopDataBytes);
 static_assert(kMaxRequestBytes <= kLoopDataBytes);

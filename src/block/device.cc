@@ -65,7 +65,8 @@ Status Device::grow(uint64_t wanted_bytes) {
 
 void Device::submit(Request& request) {
   NETBLK_CHECK(request.loop != nullptr, "a request without a loop");
-  NETBLK_CHECK(request.data != nullptr || (request.command != Command::kRead && request.command != Command::kWrite),
+  NETBLK_CHECK(request.data != nullptr || (request.command != Command::kRead && request.command != Command::kWrite) ||
+                   (request.command == Command::kRead && request.in_place && geometry_.reads_in_place),
                "a read or write without data");
   NETBLK_CHECK(request.command != Command::kBlockStatus || (request.extents != nullptr && request.max_extents > 0),
                "a block status without room for an answer");

@@ -27,6 +27,8 @@ struct Geometry {
   bool rotational = false;  // a seek costs
   // Writes end inside submit(): their data needs to be stable no longer than that.
   bool writes_inline = false;
+  // Request::in_place is understood.
+  bool reads_in_place = false;
 };
 
 // Which contents these are (DESIGN 4.2, "Generation"): the uuid names the store, the counter moves whenever writes that

@@ -65,6 +65,9 @@ struct Request {
   coro::Mailbox* loop = nullptr;
   Command command = Command::kRead;
   bool fua = false;  // kWrite, kTrim, kWriteZeroes: durable before the end (Force Unit Access)
+  // kRead, of a device that reads in place: `data` is null, and points to memory of the device's at the end. It stays for
+  // as long as the device is there, and later changes show in it: no checksum that is made of it lasts.
+  bool in_place = false;
   bool keep_allocated = false;  // kWriteZeroes: the space must not be given back
   bool fast_zero = false;  // kWriteZeroes: EOPNOTSUPP, with nothing changed, where it would be no faster than a write
   uint64_t offset = 0;

@@ -27,6 +27,10 @@ class Stream {
   // another negative errno value.
   virtual int32_t recv_now(std::span<std::byte> into) = 0;
 
+  // Waits until recv_now() has something to say, with no memory held meanwhile. Counts as a recv. result: 0, or
+  // -EOPNOTSUPP where the transport cannot, or another negative errno value.
+  virtual bool readable(Op& op) { return op.finish_now(-EOPNOTSUPP); }
+
   // Gathers up to limits::kKernelMaxIov parts. result: bytes sent (often fewer than given) or a negative errno value.
   // The parts and what they name live until the operation ended. Never raises SIGPIPE.
   virtual bool send(Op& op, std::span<const iovec> parts) = 0;
@@ -67,6 +71,9 @@ class Listener {
 
 inline auto recv(Stream& stream, std::span<std::byte> into) {
   return await([&stream, into](Op& op) { return stream.recv(op, into); });
+}
+inline auto readable(Stream& stream) {
+  return await([&stream](Op& op) { return stream.readable(op); });
 }
 inline auto send(Stream& stream, std::span<const iovec> parts) {
   return await([&stream, parts](Op& op) { return stream.send(op, parts); });

@@ -66,6 +66,35 @@ coro::Task<void> recv_what_is_there(StreamTest& t) {
   EXPECT_EQ(rest, 2);
 }
 
+coro::Task<void> wait_until_readable(Stream& stream, int32_t& result) {
+  const int32_t told = co_await readable(stream);
+  result = told;
+}
+
+coro::Task<void> readable_waits(StreamTest& t) {
+  FdPair fds = unix_pair();
+  const auto stream = t.loop().make_stream(std::move(fds.ours));
+  std::array<std::byte, 64> buffer{};
+  for (int round = 0; round < 3; ++round) {
+    int32_t result = -1;
+    coro::Scope scope;
+    scope.spawn(wait_until_readable(*stream, result));
+    co_await settle();
+    EXPECT_EQ(result, -1);
+    write_all(fds.peer.get(), "late");
+    co_await scope.join();
+    EXPECT_GE(result, 0);
+    EXPECT_EQ(stream->recv_now(buffer), 4);
+    EXPECT_EQ(stream->recv_now(buffer), -EAGAIN);
+  }
+  fds.peer.reset();
+  const int32_t at_the_end = co_await readable(*stream);
+  EXPECT_GE(at_the_end, 0);
+  EXPECT_EQ(stream->recv_now(buffer), 0);
+}
+
+TEST_P(StreamTest, ReadableWaitsAndTakesNothing) { run(readable_waits(*this)); }
+
 TEST_P(StreamTest, RecvTakesWhatIsThere) { run(recv_what_is_there(*this)); }
 
 coro::Task<void> recv_waits(StreamTest& t) {

@@ -12,12 +12,17 @@ namespace netblk::server {
 // the same slot and sequence, and is told what the first time came to; nothing is applied twice. A request that is out
 // of its order can only come from a client that has lost count: nothing that it says is believed.
 //
-// Thread-safe: a session's connections are on several threads, and a hostile client uses one slot on two of them.
+// Thread-safe once it is shared: a session's connections are on several threads, and a hostile client uses one slot on two
+// of them.
 class Ledger {
  public:
   // slots: 1 to NETBLK2_MAX_SLOTS. 8 bytes each. adopted: of a session that began on a server which is no more.
   explicit Ledger(uint32_t slots, bool adopted = false)
       : slots_(slots), adopted_(adopted), entries_(std::make_unique<std::atomic<uint64_t>[]>(slots)) {}
+
+  // Connections on more than one thread use it, from now on. What is taken on the first thread in this moment may be taken
+  // here too: by a client that uses a slot twice at once, which gains nothing that two slots would not give it.
+  void share() { shared_.store(true, std::memory_order_relaxed); }
 
   enum class Verdict : uint8_t {
     kNew,         // it runs now: finish() or restore() it
@@ -48,6 +53,11 @@ class Ledger {
         } else if (sequence != last + 1) {
           return {Verdict::kOutOfOrder, 0, 0};
         }
+    }
+    if (!shared_.load(std::memory_order_relaxed)) {
+      // A locked instruction would wait for all the data that was stored before.
+      entry.store(uint64_t{sequence} << 32 | kRunning, std::memory_order_release);
+      return {Verdict::kNew, 0, before};
     }
     // Losing the race means that another connection has just taken the slot.
     if (!entry.compare_exchange_strong(before, uint64_t{sequence} << 32 | kRunning, std::memory_order_acq_rel))
@@ -82,6 +92,7 @@ class Ledger {
 
   const uint32_t slots_;
   const bool adopted_;
+  std::atomic<bool> shared_{false};
   std::unique_ptr<std::atomic<uint64_t>[]> entries_;
 };
 

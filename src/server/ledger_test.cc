@@ -96,6 +96,7 @@ TEST(Ledger, WhatNeverReachedTheStoreNeverCame) {
 TEST(Ledger, TwoThreadsNeverBothRunOneRequest) {
   constexpr uint32_t kRounds = 20'000;
   Ledger ledger(1);
+  ledger.share();
   std::atomic<uint32_t> runs{0};
   const auto client = [&] {
     for (uint32_t sequence = 1; sequence <= kRounds; ++sequence)

@@ -22,6 +22,9 @@ constexpr uint64_t kLingerBytes = 8u << 20;
 // Of a file that is being sent, what waits for room at the peer as a copy.
 constexpr uint32_t kFilePiece = 16u << 10;
 
+// Large buffers that one client fills in a row.
+constexpr uint32_t kReceivesInARow = 4;
+
 }  // namespace
 
 Link::Link(SessionContext& context, std::unique_ptr<io::Stream> stream, std::string name)
@@ -140,9 +143,21 @@ bool Link::received(int32_t result, bool inside) {
 }
 
 coro::Task<bool> Link::receive(bool inside, uint64_t patience_ms) {
-  make_receive_place();
   if (inside) start_deadline(patience_ms);
-  const int32_t got = co_await io::recv(*stream_, {receive_ + end_, capacity_ - end_});
+  int32_t got = receive_more();
+  if (got == -EAGAIN) {
+    make_receive_place(false);
+    receives_left_ = kReceivesInARow;
+    if (sends_much_ && busy_.data() == nullptr && unread_bytes() == 0) {
+      // No small buffer first: what comes goes into a large one, which is not held while nothing comes.
+      const int32_t ready = co_await io::readable(*stream_);
+      if (ready >= 0) {
+        grow();
+        got = stream_->recv_now({receive_, capacity_});
+      }
+    }
+  }
+  if (got == -EAGAIN) got = co_await io::recv(*stream_, {receive_ + end_, capacity_ - end_});
   if (!received(got, inside)) co_return false;
   end_ += static_cast<uint32_t>(got);
   if (open_ && end_ == capacity_ && busy_.data() == nullptr) {
@@ -154,7 +169,18 @@ coro::Task<bool> Link::receive(bool inside, uint64_t patience_ms) {
       received_bytes_ += static_cast<uint64_t>(more);
     }
   }
+  was_full_ = busy_.data() != nullptr && end_ == capacity_;
+  sends_much_ = end_ > limits::kReceiveIdleBytes;
   co_return true;
+}
+
+// Of a client that has sent more than fits, the rest is taken at once, and all of it is answered together. -EAGAIN:
+// nothing is there, or others wait for their turn.
+int32_t Link::receive_more() {
+  if (!was_full_ || receives_left_ == 0) return -EAGAIN;
+  --receives_left_;
+  make_receive_place(true);
+  return stream_->recv_now({receive_ + end_, capacity_ - end_});
 }
 
 // The rest goes straight into the request's own buffer.
@@ -235,9 +261,9 @@ void Link::grow() {
 
 // Leaves place behind end_ for the rest of a header. When all is decoded the large buffer goes: the receive that a quiet
 // connection waits in uses the small one.
-void Link::make_receive_place() {
+void Link::make_receive_place(bool keep_large) {
   const uint32_t kept = end_ - begin_;
-  if (kept == 0 && busy_.data() != nullptr) {
+  if (kept == 0 && busy_.data() != nullptr && !keep_large) {
     busy_.reset();
     receive_ = idle_.get();
     capacity_ = limits::kReceiveIdleBytes;

@@ -133,7 +133,8 @@ class Link {
 
   void start_deadline(uint64_t patience_ms);
   bool received(int32_t result, bool inside);
-  void make_receive_place();
+  int32_t receive_more();
+  void make_receive_place(bool keep_large);
   void grow();
   coro::Task<void> deliver();
   coro::Task<void> drop_the_rest();
@@ -151,6 +152,9 @@ class Link {
   uint32_t end_ = 0;
   uint64_t received_bytes_ = 0;
   uint64_t sent_bytes_ = 0;
+  bool was_full_ = false;       // the last receive filled the large buffer: there is more
+  bool sends_much_ = false;     // more than the small buffer takes
+  uint32_t receives_left_ = 0;  // without waiting in between
 
   uint64_t held_bytes_ = 0;     // of all requests
   uint64_t charged_bytes_ = 0;  // of these, to the loop's budget

@@ -30,6 +30,8 @@ constexpr uint32_t kFromFileBytes = 64u << 10;
 // The least payload that is worth compressing.
 constexpr uint32_t kCompressBytes = 1024;
 
+constexpr size_t kBatchReplies = limits::kSendReplies2;
+
 Command command_of(uint8_t type) {
   switch (type) {
     case NETBLK2_READ: return Command::kRead;
@@ -57,8 +59,11 @@ struct Session2::Operation : block::Request {
   uint16_t slot = 0;
   uint8_t type = 0;
   bool from_file = false;  // a READ whose data the writer sends from the store's file
+  // The reply.
+  uint8_t reply_flags = 0;
+  uint32_t status = 0;
   uint32_t payload_bytes = 0;
-  std::array<std::byte, NETBLK2_REPLY_SIZE> header;
+  uint32_t payload_crc = 0;
 };
 
 Session2::Session2(Link& link, const ExportTable& exports, const io::Address& peer, std::shared_ptr<Export> place)
@@ -285,7 +290,11 @@ coro::Task<bool> Session2::greet(const proto::Hello2& hello) {
   welcome.session_id = session_->id;
   welcome.slots = session_->ledger.slots();
   framing_.max_payload_bytes = welcome.max_payload_bytes;
-  if (!framing_.crc && !framing_.lz4 && !framing_.zstd) file_ = export_->device().read_fd();
+  if (!framing_.crc && !framing_.lz4 && !framing_.zstd) {
+    file_ = export_->device().read_fd();
+    in_place_ = export_->device().geometry().reads_in_place;
+  }
+  writes_inline_ = export_->device().geometry().writes_inline;
   told_size_bytes_ = welcome.size_bytes;
   heard_at_ms_ = said_at_ms_ = link_.context().loop.now_ms();
   log_info("{} opened: export '{}', client {}, session {} connection {} epoch {}{}", link_.name(), export_->config().name,
@@ -322,15 +331,19 @@ coro::Task<void> Session2::read_loop() {
       ++requests_;
       const int error = refusal(request);
       const bool from_file = error == 0 && file_ >= 0 && sent_from_file(request);
-      const uint32_t bytes = error == 0 && !from_file ? std::max(request.payload_length,
-                                                   request.type == NETBLK2_READ ? request.length : 0u)
-                                        : 0u;
+      const bool fetches = request.type == NETBLK2_READ && !from_file && !in_place_;
+      const uint32_t bytes = error != 0 ? 0u : std::max(request.payload_length, fetches ? request.length : 0u);
       while (!has_room(bytes)) co_await room_.wait();
       Operation& operation = take_operation(request);
       operation.error = error;
       operation.from_file = from_file;
       if (request.payload_length != 0) {
-        const bool sound = co_await take_payload(operation, request);
+        bool sound = false;
+        if (is_taken_in_place(request, error)) {
+          sound = take_in_place(operation, request);
+        } else {
+          sound = co_await take_payload(operation, request);
+        }
         if (!sound) {
           free_operation(operation);
           co_return;
@@ -396,7 +409,8 @@ Session2::Operation& Session2::take_operation(const Request2& request) {
   operation.type = request.type;
   operation.from_file = false;
   operation.data = nullptr;
-  operation.payload_bytes = 0;
+  operation.reply_flags = 0;
+  operation.payload_bytes = operation.payload_crc = 0;
   return operation;
 }
 
@@ -414,6 +428,17 @@ bool Session2::checked(const Request2& request, std::span<const std::byte> paylo
   return false;
 }
 
+// A device that copies the data of a WRITE before submit() returns can do so from where it arrived.
+bool Session2::is_taken_in_place(const Request2& request, int error) const {
+  return error == 0 && writes_inline_ && link_.unread_bytes() >= request.payload_length &&
+         (request.flags & (NETBLK2_LZ4 | NETBLK2_ZSTD)) == 0;
+}
+
+bool Session2::take_in_place(Operation& operation, const Request2& request) {
+  operation.data = link_.consume(request.payload_length);
+  return checked(request, {operation.data, request.payload_length});
+}
+
 // Receives, checks and unpacks the data of a WRITE into the operation. False: the connection is over.
 coro::Task<bool> Session2::take_payload(Operation& operation, const Request2& request) {
   const uint32_t bytes = request.payload_length;
@@ -425,10 +450,8 @@ coro::Task<bool> Session2::take_payload(Operation& operation, const Request2& re
   const bool all_here = link_.unread_bytes() >= bytes;
   std::span<const std::byte> payload;
   Hold raw;
-  if (all_here && (packed || export_->device().geometry().writes_inline)) {
-    // The device copies the data before submit() returns: it can do so from where the data arrived.
+  if (all_here && packed) {
     payload = {link_.consume(bytes), bytes};
-    operation.data = const_cast<std::byte*>(payload.data());
   } else {
     // Of a WRITE that is still to come, nothing is held yet but what it gets to send.
     Hold& hold = packed ? raw : operation.hold;
@@ -486,6 +509,7 @@ bool Session2::run_request(Operation& operation, const Request2& request) {
   operation.command = command_of(request.type);
   operation.offset = request.offset;
   operation.length = request.length;
+  operation.in_place = in_place_;
   operation.fua = (request.flags & NETBLK2_FUA) != 0;
   operation.keep_allocated = (request.flags & NETBLK2_NO_UNMAP) != 0;
   operation.abandoned = &link_.gone_flag();
@@ -530,20 +554,12 @@ void Session2::ended(Operation& operation) {
 }
 
 void Session2::answer(Operation& operation, uint32_t status) {
-  Reply2 reply;
-  reply.type = operation.type;
-  reply.slot = operation.slot;
-  reply.sequence = operation.sequence;
-  reply.cookie = operation.cookie;
-  reply.status = status;
-  if (operation.from_file && status == NETBLK2_OK) {
-    reply.payload_length = static_cast<uint32_t>(operation.length);
-  } else if (operation.type == NETBLK2_READ && status == NETBLK2_OK) {
-    pack(operation, reply);
-  } else {
+  operation.status = status;
+  if (operation.type != NETBLK2_READ || status != NETBLK2_OK) {
     link_.release(operation.hold);
+  } else if (!operation.from_file) {
+    pack(operation);
   }
-  proto::encode_reply(reply, framing_.crc, operation.header.data());
   operation.next = nullptr;
   (replies_tail_ == nullptr ? replies_head_ : replies_tail_->next) = &operation;
   replies_tail_ = &operation;
@@ -551,9 +567,9 @@ void Session2::answer(Operation& operation, uint32_t status) {
 }
 
 // The data of a READ: compressed where that wins, and its checksum.
-void Session2::pack(Operation& operation, Reply2& reply) {
+void Session2::pack(Operation& operation) {
   const auto length = static_cast<uint32_t>(operation.length);
-  reply.payload_length = length;
+  operation.payload_bytes = length;
   const uint8_t way = framing_.lz4 ? uint8_t{NETBLK2_LZ4} : framing_.zstd ? uint8_t{NETBLK2_ZSTD} : uint8_t{0};
   if (way != 0 && length >= kCompressBytes && luck_.worth_trying()) {
     Hold packed;
@@ -569,23 +585,28 @@ void Session2::pack(Operation& operation, Reply2& reply) {
       operation.hold.charged_bytes = std::exchange(packed.charged_bytes, 0);
       link_.release(packed);
       operation.data = operation.hold.buffer.data();
-      reply.payload_length = static_cast<uint32_t>(bytes);
-      reply.flags = way;
+      operation.payload_bytes = static_cast<uint32_t>(bytes);
+      operation.reply_flags = way;
     }
   }
-  operation.payload_bytes = reply.payload_length;
-  if (framing_.crc) reply.payload_crc = crc32c({operation.data, reply.payload_length});
+  if (framing_.crc) operation.payload_crc = crc32c({operation.data, operation.payload_bytes});
 }
 
 coro::Task<void> Session2::write_loop() {
-  std::array<iovec, 2 * limits::kSendReplies> parts;
-  std::array<std::byte, 2 * NETBLK2_REPLY_SIZE> news;
+  // Headers lie side by side: the replies of WRITEs are one part.
+  std::array<std::byte, (kBatchReplies + 2) * NETBLK2_REPLY_SIZE> headers;
+  std::array<iovec, 2 * kBatchReplies + 2> parts;
   for (;;) {
+    size_t said = 0;
     size_t used = 0;
     const auto say = [&](const Reply2& message) {
-      std::byte* const to = news.data() + used * NETBLK2_REPLY_SIZE;
+      std::byte* const to = headers.data() + said++ * NETBLK2_REPLY_SIZE;
       proto::encode_reply(message, framing_.crc, to);
-      parts[used++] = {to, NETBLK2_REPLY_SIZE};
+      if (used > 0 && static_cast<std::byte*>(parts[used - 1].iov_base) + parts[used - 1].iov_len == to) {
+        parts[used - 1].iov_len += NETBLK2_REPLY_SIZE;
+      } else {
+        parts[used++] = {to, NETBLK2_REPLY_SIZE};
+      }
     };
     if (std::exchange(heartbeat_due_, false)) say({.type = NETBLK2_HEARTBEAT});
     const uint64_t size_bytes = export_->device().size_bytes() / limits::kSectorBytes * limits::kSectorBytes;
@@ -593,9 +614,18 @@ coro::Task<void> Session2::write_loop() {
       say({.type = NETBLK2_RESIZE, .cookie = size_bytes});
     Operation* const first = replies_head_;
     Operation* last = nullptr;
-    while (replies_head_ != nullptr && used + 2 <= parts.size() && (last == nullptr || !last->from_file)) {
+    for (size_t replies = 0; replies_head_ != nullptr && replies < kBatchReplies && (last == nullptr || !last->from_file);
+         ++replies) {
       Operation& operation = *(last = replies_head_);
-      parts[used++] = {operation.header.data(), operation.header.size()};
+      const bool from_file = operation.from_file && operation.status == NETBLK2_OK;
+      say({.type = operation.type,
+           .flags = operation.reply_flags,
+           .slot = operation.slot,
+           .sequence = operation.sequence,
+           .cookie = operation.cookie,
+           .status = operation.status,
+           .payload_length = from_file ? static_cast<uint32_t>(operation.length) : operation.payload_bytes,
+           .payload_crc = operation.payload_crc});
       if (operation.payload_bytes != 0) parts[used++] = {operation.data, operation.payload_bytes};
       replies_head_ = operation.next;
     }

@@ -58,6 +58,8 @@ class Session2 {
 
   // ---- requests
   coro::Task<void> read_loop();
+  bool is_taken_in_place(const proto::Request2& request, int error) const;
+  bool take_in_place(Operation& operation, const proto::Request2& request);
   coro::Task<bool> take_payload(Operation& operation, const proto::Request2& request);
   coro::Task<void> say_goodbye(const proto::Request2& request);
   bool checked(const proto::Request2& request, std::span<const std::byte> payload);
@@ -72,7 +74,7 @@ class Session2 {
   // ---- replies
   void ended(Operation& operation);
   void answer(Operation& operation, uint32_t status);
-  void pack(Operation& operation, proto::Reply2& reply);
+  void pack(Operation& operation);
   size_t gather_news(std::span<iovec> parts);
   coro::Task<void> write_loop();
 
@@ -84,7 +86,9 @@ class Session2 {
   std::shared_ptr<Presence> presence_;
   std::shared_ptr<Session> session_;
   proto::Framing2 framing_;
-  int file_ = -1;  // READs may be sent from here
+  int file_ = -1;          // READs may be sent from here
+  bool in_place_ = false;  // READs are sent from the store's own memory
+  bool writes_inline_ = false;
 
   // Operations are made as they are needed, so many at a time.
   static constexpr uint32_t kChunk = 64;

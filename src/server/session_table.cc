@@ -341,6 +341,11 @@ coro::Task<Admission> SessionTable::admit(const proto::Hello2& hello, std::share
   {
     const std::lock_guard lock(mutex_);
     claim = decide(hello, *who);
+    if (claim.answer.session != nullptr) {
+      Session& joined = *claim.answer.session;
+      if (joined.home == nullptr) joined.home = &who->loop_;
+      if (joined.home != &who->loop_) joined.ledger.share();
+    }
   }
   Admission& answer = claim.answer;
   const std::shared_ptr<Session> session = answer.session;

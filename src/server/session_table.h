@@ -53,6 +53,7 @@ struct Session {
   const Id client_id;
   const bool writes;
   Ledger ledger;
+  const io::Loop* home = nullptr;  // of its first connection
 
   struct Place {
     uint64_t epoch = 0;  // the highest that was ever claimed

@@ -8,11 +8,15 @@
 #include <atomic>
 #include <cerrno>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
+#include <mutex>
 #include <new>
 #include <random>
+#include <thread>
 
 #include "store/fake_file_test.h"
+#include "store/home_lock.h"
 
 namespace {
 
@@ -279,6 +283,55 @@ TEST_F(MemoryStore, OverlappingWritesOfTwoThreadsAreWhole) {
   for (const auto& slot : slots) EXPECT_EQ(slot->ends, 1);
   const auto bytes = read(*device, 0, kLength);
   EXPECT_TRUE(all(bytes, 1) || all(bytes, 2)) << "two writes are mixed";
+}
+
+TEST_F(MemoryStore, AReadInPlaceIsTheStoresOwnMemory) {
+  const auto device = make_memory_store(kSize).value();
+  ASSERT_TRUE(device->geometry().reads_in_place);
+  Slot write(*loop_), place(*loop_), later(*loop_), over(*loop_);
+  EXPECT_EQ(ask(*device, write.ask(Command::kWrite, 4096, 1024).fill(3)), 0);
+  const auto in_place = [&](Slot& slot, uint64_t offset) {
+    slot.ask(Command::kRead, offset, 1024).data = nullptr;
+    slot.in_place = true;
+    return ask(*device, slot);
+  };
+  ASSERT_EQ(in_place(place, 4096), 0);
+  ASSERT_NE(place.data, nullptr);
+  EXPECT_EQ(std::memcmp(place.data, write.buffer.data(), 1024), 0);
+  EXPECT_EQ(ask(*device, later.ask(Command::kWrite, 4096, 1024).fill(4)), 0);
+  EXPECT_EQ(place.data[0], std::byte{4}) << "later changes show in it";
+  EXPECT_EQ(in_place(over, kSize - 512), EINVAL);
+  EXPECT_EQ(over.data, nullptr);
+}
+
+// The second thread comes in the middle of the first one's work: nothing that both change is counted twice or lost.
+TEST(HomeLock, WhoComesSecondWaitsForTheOneAtHomeAndThenAllUseTheLock) {
+  for (int round = 0; round < 50; ++round) {
+    HomeLock home;
+    std::mutex lock;
+    uint64_t count = 0;  // guarded by either
+    std::atomic<bool> begun{false};
+    const auto add = [&](int times) {
+      for (int i = 0; i < times; ++i) {
+        if (home.enter()) {
+          ++count;
+          home.leave();
+        } else {
+          const std::lock_guard guard(lock);
+          ++count;
+        }
+        begun = true;
+      }
+    };
+    std::thread first([&] { add(20'000); });
+    while (!begun) std::this_thread::yield();
+    std::thread second([&] { add(2'000); }), third([&] { add(2'000); });
+    first.join();
+    second.join();
+    third.join();
+    EXPECT_EQ(count, 24'000u);
+    EXPECT_FALSE(home.enter()) << "shared for good";
+  }
 }
 
 TEST_F(MemoryStore, LongAndCrossingRangesOfManyThreadsDoNotLockEachOtherOut) {

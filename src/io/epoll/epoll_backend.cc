@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "io/epoll/epoll_backend.h"
 
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -127,6 +128,15 @@ class EpollStream final : public SocketStream, private Watched {
     return false;
   }
 
+  bool readable(Op& op) override {
+    NETBLK_CHECK(recv_ == nullptr, "two receives on one stream");
+    recv_ = &op;
+    into_ = {};
+    op.begin();
+    loop_.want_try(*this);
+    return false;
+  }
+
   bool send(Op& op, std::span<const iovec> parts) override {
     NETBLK_CHECK(send_ == nullptr, "two sends on one stream");
     const int32_t sent = send_now(socket(), parts);
@@ -140,13 +150,17 @@ class EpollStream final : public SocketStream, private Watched {
  private:
   void retry() override {
     if (recv_ != nullptr) {
-      const int32_t got = recv_now(into_);
+      const int32_t got = into_.empty() ? look() : recv_now(into_);
       if (got != -EAGAIN) finish(recv_, got);
     }
     if (send_ != nullptr) {
       const int32_t sent = send_now(socket(), parts_);
       if (sent != -EAGAIN) finish(send_, sent);
     }
+  }
+  int32_t look() const {
+    pollfd looked{.fd = socket(), .events = POLLIN, .revents = 0};
+    return ::poll(&looked, 1, 0) == 0 ? -EAGAIN : 0;
   }
   void finish(Op*& op, int32_t result) {
     loop_.note_found();
@@ -155,7 +169,7 @@ class EpollStream final : public SocketStream, private Watched {
 
   Op* recv_ = nullptr;
   Op* send_ = nullptr;
-  std::span<std::byte> into_;
+  std::span<std::byte> into_;  // empty: readable()
   std::span<const iovec> parts_;
 };
 

@@ -42,6 +42,11 @@ class UringStream final : public SocketStream {
     return false;
   }
 
+  bool readable(Op& op) override {
+    io_uring_prep_poll_add(&loop_.entry(op, &in_flight_), socket(), POLLIN);
+    return false;
+  }
+
   bool send(Op& op, std::span<const iovec> parts) override {
     const int32_t sent = send_now(socket(), parts);
     if (sent != -EAGAIN) return op.finish_now(sent);
