@@ -6,11 +6,16 @@ usage: dio.py read DEVICE FILE OFFSET LENGTH [COUNT]   prints one word for each 
            same      the bytes of FILE        EIO, ...  the error's name
            stale     the buffer was not filled, though the read succeeded      differs  any other bytes
        dio.py write DEVICE OFFSET LENGTH BYTE [COUNT]  writes BYTE; prints ok or the error's name for each
+       dio.py mixed DEVICE FILE COUNT THREADS          COUNT reads (of the second MiB) and writes (of the third) of 4096
+           bytes by THREADS at once; prints how often each word came, then FILE's verdict on the last writes
 """
+import collections
 import errno
 import mmap
 import os
+import random
 import sys
+import threading
 
 POISON = 0xA5  # what the buffer holds before a read: no test file has a run of it
 
@@ -33,6 +38,33 @@ def read_one(device, file, offset, length, buffer):
     return "stale" if bytes([POISON]) * 64 in data else "differs"
 
 
+def mixed(device, file, count, threads):
+    words, wrote = collections.Counter(), {}
+
+    def work(number):
+        dice, buffer = random.Random(number), mmap.mmap(-1, 4096)
+        mine = range((2 << 20) + number * 16384, (2 << 20) + (number + 1) * 16384, 4096)
+        for n in range(count // threads):
+            if dice.random() < 0.7:
+                word = report(lambda: read_one(device, file, (1 << 20) + dice.randrange(256) * 4096, 4096, buffer))
+            else:
+                offset, data = dice.choice(mine), dice.randbytes(64) * 64
+                buffer[:] = data
+                word = report(lambda: "ok" if os.pwritev(device, [buffer], offset) == 4096 else "short")
+                if word == "ok":
+                    wrote[offset] = data
+            words[word] += 1
+
+    workers = [threading.Thread(target=work, args=(n,)) for n in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for word, times in sorted(words.items()):
+        print(word, times)
+    print("last writes", "differ" if any(os.pread(file, 4096, at) != data for at, data in wrote.items()) else "same")
+
+
 def main():
     arguments = sys.argv[1:]
     if len(arguments) >= 5 and arguments[0] == "read":
@@ -50,6 +82,8 @@ def main():
         for number in range(int(arguments[5]) if len(arguments) > 5 else 1):
             at = offset + number * length
             print(report(lambda: "ok" if os.pwritev(device, [buffer], at) == length else "short"), flush=True)
+    elif len(arguments) == 5 and arguments[0] == "mixed":
+        mixed(os.open(arguments[1], os.O_RDWR | os.O_DIRECT), os.open(arguments[2], os.O_RDONLY), int(arguments[3]), int(arguments[4]))
     else:
         sys.exit(__doc__.strip())
 

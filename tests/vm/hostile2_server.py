@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A netblk/2 server that breaks the protocol in one chosen way, and keeps it otherwise (tests/compat/netblk2_server.py).
 
-usage: hostile2_server.py PORT FILE SIZE_MB FAULT [EVERY]
+usage: hostile2_server.py PORT FILE SIZE_MB FAULT [EVERY [ARGUMENT]]
 
 The fault strikes every EVERY-th request (default 1) of those that begin at 1 MiB or beyond. welcome-* are about whole
 connections. Bytes that no test file has are 0xEE.
@@ -18,6 +18,7 @@ connections. Bytes that no test file has are 0xEE.
   resize-odd     a size that is no whole blocks      resize-huge    a size of 2^63
   goodbye        a farewell that nobody asked for    unknown-type   a message of type 0x7f
   silent         no reply, and no heartbeat          stuck          no reply, but heartbeats
+  edge           the reply comes as a time-out of ARGUMENT milliseconds does (hostile_server.py)
   early          an EIO before the data of a WRITE was received
   welcome-crc    a wrong checksum                    welcome-slots  no slots at all
   welcome-block  blocks of 3 bytes                   welcome-size   a size of 2^63
@@ -29,15 +30,17 @@ import random
 import socket
 import struct
 import sys
+import threading
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "compat"))
+import hostile_server  # noqa: E402
 import netblk2  # noqa: E402
 import netblk2_server  # noqa: E402
 from netblk2 import EIO, GOODBYE, HEARTBEAT, RESIZE, WRITE, pack_reply  # noqa: E402
 
 HONEST_BYTES = 1 << 20
-FAULT, EVERY = "", 1
+FAULT, EVERY, EDGE = "", 1, None
 SERVER_REPLY = netblk2_server.Conn2.reply
 
 
@@ -63,6 +66,14 @@ class Hostile(netblk2_server.Conn2):
             data = self.bad_welcome(data)
         if not self.mute:
             super().send(data)
+
+    def send_late(self, data):
+        try:
+            self.send(data)
+        except OSError:
+            EDGE.judge(False)
+        else:
+            EDGE.judge(True)
 
     def bad_welcome(self, whole):
         def field(at, form, value):
@@ -101,6 +112,9 @@ class Hostile(netblk2_server.Conn2):
 
         def forged(t=type_, f=0, s=slot, q=sequence, c=cookie, st=status, d=data):
             return pack_reply(t, f, s, q, c, st, d, crc)
+        if FAULT == "edge":
+            threading.Timer(max(0, EDGE.due() - time.monotonic()), self.send_late, (honest,)).start()
+            return
         bad = bytes([0xEE])
         one = {
             "cookie": lambda: forged(c=cookie ^ 1), "sequence": lambda: forged(q=sequence + 1 & 0xFFFFFFFF),
@@ -127,10 +141,11 @@ class Hostile(netblk2_server.Conn2):
 
 
 def main():
-    global FAULT, EVERY
+    global FAULT, EVERY, EDGE
     if len(sys.argv) < 5:
         sys.exit(__doc__.strip())
     FAULT, EVERY = sys.argv[4], int(sys.argv[5]) if len(sys.argv) > 5 else 1
+    EDGE = hostile_server.Edge(int(sys.argv[6]) if len(sys.argv) > 6 else 0)
     if f" {FAULT} " not in __doc__.replace("\n", " "):
         sys.exit(f"unknown fault {FAULT}")
     netblk2_server.Conn2 = Hostile

@@ -20,18 +20,52 @@ accept-close, deaf and unsolicited are about whole connections. A byte that the 
   unsolicited   4096 bytes as soon as a connection is made, then honest
   extra-ok      a second OK without a request
   delay         the reply comes ARGUMENT milliseconds late
+  edge          the reply comes as a time-out of ARGUMENT milliseconds does, give or take 5 (see Edge)
   trickle       the reply comes one byte each ARGUMENT milliseconds
   silent        no reply, ever; the connection stays open
   deaf          as silent, and nothing is received
   accept-close  connections are accepted and closed at once
 """
 import os
+import queue
 import random
 import socket
 import struct
 import sys
 import threading
 import time
+
+class Edge:
+    """When to answer, so that a client's time-out strikes now before the answers and now after them. Where exactly it
+    strikes (a tick, a late acknowledgement) nobody says: later answers after those in time, earlier ones after a strike
+    find it, and stay about 5 ms around it."""
+
+    def __init__(self, late_ms):
+        self.late, self.step, self.random = late_ms / 1000, 0.02, random.Random(1)
+        self.lock = threading.Lock()
+        self.begun, self.wait, self.in_time, self.before = 0.0, 0.0, None, None
+
+    def due(self):
+        """Requests that come together are answered together."""
+        now = time.monotonic()
+        with self.lock:
+            if now - self.begun > self.late / 4:
+                self.adapt()
+                self.begun = now
+                self.wait = max(0, self.late + self.random.uniform(-0.005, 0.005))
+            return self.begun + self.wait
+
+    def adapt(self):
+        if self.in_time is not None:
+            if self.before is not None and self.before != self.in_time:
+                self.step = max(0.003, self.step / 2)
+            self.late += self.step if self.in_time else -self.step
+            self.before, self.in_time = self.in_time, None
+
+    def judge(self, in_time):
+        with self.lock:
+            self.in_time = in_time
+
 
 REQUEST = struct.Struct(">BQI")
 BAD = 0xEE
@@ -47,6 +81,7 @@ class Server:
         self.count = 0
         self.lock = threading.Lock()
         self.random = random.Random(1)
+        self.edge = Edge(argument)
 
     def strikes(self):
         with self.lock:
@@ -64,8 +99,23 @@ class Server:
         # SO_LINGER with a time of zero turns close into RST
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
+    def send_when_due(self, connection, replies):
+        while True:
+            due, reply = replies.get()
+            time.sleep(max(0, due - time.monotonic()))
+            try:
+                connection.sendall(reply)
+            except OSError:
+                self.edge.judge(False)
+                return
+            if due:
+                self.edge.judge(True)
+
     def serve(self, connection):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        replies = queue.SimpleQueue()
+        if self.fault == "edge":
+            threading.Thread(target=self.send_when_due, args=(connection, replies), daemon=True).start()
         if self.fault == "accept-close":
             return
         if self.fault == "deaf":
@@ -89,7 +139,9 @@ class Server:
                     os.pwrite(self.fd, data, sector * 512)
             else:
                 return
-            if self.fault == "unsolicited" or sector * 512 < HONEST_BYTES or not self.strikes():
+            if self.fault == "edge":
+                replies.put((self.edge.due() if sector * 512 >= HONEST_BYTES else 0, reply))
+            elif self.fault == "unsolicited" or sector * 512 < HONEST_BYTES or not self.strikes():
                 connection.sendall(reply)
             elif not self.misbehave(connection, reply, command):
                 return

@@ -31,6 +31,12 @@ t() {
 			sed 's/^/# | /' "$scratch/log" | tail -30; dmesg | tail -12 | sed 's/^/# k /';;
 	esac
 }
+# both NAME FUNCTION: the test once with each version of the protocol
+both() {
+	local name=$1; shift
+	PROTOCOL=1 t "$name-netblk1" "$@"
+	[ "$netblk_server" = "$vm/simple_server.py" ] || PROTOCOL=2 t "$name-netblk2" "$@"
+}
 finish() { [ "$t_count" -gt 0 ] || { echo "FAIL no test ran"; exit 1; }; [ $t_failed = 0 ]; exit; }
 
 # ---- servers ----
@@ -51,6 +57,10 @@ hostile() {
 	python3 "$vm/hostile_server.py" "$@" > "$scratch/server.$1" 2>&1 < /dev/null & server_pid=$!
 	echo $server_pid >> "$scratch/pids"; listening "$1"
 }
+hostile2() {
+	python3 "$vm/hostile2_server.py" "$@" > "$scratch/server.$1" 2>&1 < /dev/null & server_pid=$!
+	echo $server_pid >> "$scratch/pids"; listening "$1"
+}
 kill_server() { kill -KILL "${1:-$server_pid}"; wait "${1:-$server_pid}" 2>/dev/null || true; }
 # background COMMAND...: ended at the end of the test
 background() { (set +eE; trap - ERR; "$@") & echo $! >> "$scratch/pids"; }
@@ -69,6 +79,11 @@ wait_state() {
 	local i
 	for i in $(seq $((${2:-30} * 20))); do [ "$(state)" = "$1" ] && return 0; sleep 0.05; done
 	fail "state is $(state), not $1, after ${2:-30} s"
+}
+# until_true SECONDS WHAT COMMAND...: until it succeeds; the bound only ends a hopeless wait
+until_true() {
+	local end=$((SECONDS + $1)) what=$2; shift 2
+	until "$@" > /dev/null 2>&1; do [ $SECONDS -lt $end ] || fail "$what did not come about"; sleep 0.05; done
 }
 expect() { [ "$1" = "$2" ] || fail "${3:-value} is '$1', expected '$2'"; }
 # must_fail ERRNO-TEXT COMMAND...: fails, and says this

@@ -146,6 +146,20 @@ writes() {
 		cmp -n $n -i 0:2560 "$scratch/b" "$scratch/disk"
 	done
 }
+# netblk/1 has no other commands than reads and writes: nothing else is offered, and nothing else is sent (K24)
+K24_limits() {
+	local PROTOCOL=1; random_file "$scratch/disk" 16M; serve 10809 "$scratch/disk" 16; load size_mb=16
+	expect "$(cat $sysfs/queue/discard_max_bytes $sysfs/queue/write_zeroes_max_bytes $sysfs/queue/fua $sysfs/ro | tr '\n' ' ')" '0 0 0 0 ' "trims, zeroes, FUA, read-only"
+	expect "$(cat $sysfs/queue/write_cache)" 'write through' "the cache"
+	must_fail 'not supported' blkdiscard /dev/netblk
+	cmp "$scratch/disk" /dev/netblk
+	# zeroes are written by the block layer itself; the whole device
+	blkdiscard -z /dev/netblk; cmp -n 16777216 "$scratch/disk" /dev/zero
+	python3 -c 'import os; os.fsync(os.open("/dev/netblk", os.O_RDWR))'
+	expect "$(stat_of errors)" 0 errors
+	unload
+}
+t K24-limits-of-netblk1 K24_limits
 t attribute-formats formats
 t stats-add-up add_up
 t K17-nonsense-attributes nonsense

@@ -64,13 +64,13 @@ K18_harmless_signal() {
 }
 # SIGKILL of a process that waits for a server that does not answer: gone by the deadline, the device goes on
 K18_kill_reader() {
-	hostile 10809 "$scratch/disk" 100 silent; load io_timeout_ms=1000 dead_time_ms=4000
+	if [ "$PROTOCOL" = 1 ]; then hostile 10809 "$scratch/disk" 4 silent; else hostile2 10809 "$scratch/disk" 4 silent; fi
+	load size_mb=4 io_timeout_ms=1000 dead_time_ms=4000
 	dd if=/dev/netblk of=/dev/null bs=4096 count=1 skip=512 iflag=direct status=none & local waiter=$!
-	for _ in $(seq 100); do [ "$(awk '{print $1}' $sysfs/inflight)" = 0 ] || break; sleep 0.02; done
-	expect "$(awk '{print $1}' $sysfs/inflight)" 1 "requests in flight"
+	until_true 30 "a request in flight" eval "[ \$(awk '{print \$1}' $sysfs/inflight) = 1 ]"
 	kill -KILL $waiter
 	within 30 tail --pid=$waiter -f /dev/null
-	within 30 rmmod net_block_driver || { sleep 1; within 10 rmmod net_block_driver; }
+	until_true 60 "unloading" rmmod net_block_driver
 }
 K8_busy() {
 	serve 10809 "$scratch/disk" 100; load
@@ -90,8 +90,8 @@ K8_unload_dead() {
 	attr server_port 10811; connect
 	within 30 rmmod net_block_driver
 	# after I/O errors
-	hostile 10812 "$scratch/disk3" 100 error
-	load server_port=10812
+	if [ "$PROTOCOL" = 1 ]; then hostile 10812 "$scratch/disk3" 4 error; else hostile2 10812 "$scratch/disk3" 4 eio-data; fi
+	load size_mb=4 server_port=10812 dead_time_ms=1000
 	must_fail 'input/output' reader
 	unload
 }
@@ -134,10 +134,10 @@ t load-blackhole load_blackhole
 t K1-disconnect-ends-a-blackholed-connect disconnect_ends_connect
 t K18-signal-ends-a-connect K18_signal
 t K18-handled-signal-does-not-end-a-connect K18_harmless_signal
-t K18-killed-reader K18_kill_reader
-t K8-busy K8_busy
-t K8-unload-with-a-dead-server K8_unload_dead
+both K18-killed-reader K18_kill_reader
+both K8-busy K8_busy
+both K8-unload-with-a-dead-server K8_unload_dead
 t K8-unload-while-connecting K8_unload_while_connecting
 t connect-twice connect_twice
-t K1-disconnect-under-io disconnect_under_io
+both K1-disconnect-under-io disconnect_under_io
 finish

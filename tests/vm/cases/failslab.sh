@@ -1,46 +1,32 @@
 # SPDX-License-Identifier: GPL-2.0-only
-# K19: every allocation made while loading, connecting and disconnecting fails once, in turn.
+# K19: every allocation made while loading, connecting, adding and disconnecting fails once, in turn.
 . "$NETBLK_ROOT/tests/vm/lib.sh"
 f=/sys/kernel/debug/failslab
 [ -d $f ] || { echo "SKIP K19-failslab: this kernel has no failslab"; exit 0; }
 for pair in ignore-gfp-wait=N verbose=0 probability=0 times=-1; do echo "${pair#*=}" > "$f/${pair%%=*}"; done
+most=${ROUNDS:-2000}
 
-loading() {
-	serve 10809 "$scratch/disk" 100
-	within 400 python3 - "$NETBLK_MODULES/net_block_driver.ko" "${ROUNDS:-2000}" <<'PY'
-import ctypes, errno, os, sys
-libc = ctypes.CDLL(None, use_errno=True)
-FINIT_MODULE, DELETE_MODULE = 313, 176  # x86-64
-fd = os.open(sys.argv[1], os.O_RDONLY)
-fail_nth = os.open("/proc/thread-self/fail-nth", os.O_RDWR)
-outcomes = {}
-for nth in range(1, int(sys.argv[2])):
-    os.pwrite(fail_nth, str(nth).encode(), 0)
-    result = libc.syscall(FINIT_MODULE, fd, b"server_ip=127.0.0.1", 0)
-    error = ctypes.get_errno() if result else 0
-    left = int(os.pread(fail_nth, 16, 0))
-    os.pwrite(fail_nth, b"0", 0)
-    outcomes[errno.errorcode.get(error, "loaded")] = outcomes.get(errno.errorcode.get(error, "loaded"), 0) + 1
-    if result == 0 and libc.syscall(DELETE_MODULE, b"net_block_driver", 0):
-        raise SystemExit(f"allocation {nth} failed, and the module cannot be unloaded: {os.strerror(ctypes.get_errno())}")
-    if left:
-        print(f"{nth - 1} allocations failed in turn: {outcomes}")
-        if nth < 20 or "ENOMEM" not in outcomes:
-            raise SystemExit("no allocation of the driver failed: nothing was tested")
-        raise SystemExit(0)
-raise SystemExit(f"not through after {nth} allocations: {outcomes}")
-PY
-	tail -1 "$scratch/log" > "$scratch/told"
+in_turn() {
+	"$vm/failslab.py" "$NETBLK_MODULES/net_block_driver.ko" "$most" "$PROTOCOL" "$1" > "$scratch/said" 2>&1 || fail "$(tail -1 "$scratch/said")"
+	tail -1 "$scratch/said" >> "$scratch/told"
 }
-# the device's thread makes the sockets: one in three of its allocations fails
+loading() { serve 10809 "$scratch/disk" 16; in_turn loading; }
 connecting() {
-	serve 10809 "$scratch/disk" 100; load connect_timeout_ms=500
+	serve 10809 "$scratch/disk" 16; load size_mb=16 connect_timeout_ms=2000 access=shared
+	in_turn "$1"
+	[ "$(state)" = connected ] || { disconnect; connect; }
+	dd if=/dev/netblk of=/dev/null bs=64k count=4 iflag=direct status=none
+	unload
+}
+# under I/O, one in three of the thread's allocations fails: connects fail, too, and the device works afterwards
+at_random() {
+	serve 10809 "$scratch/disk" 16; load size_mb=16 connect_timeout_ms=500
 	local thread; thread=$(pgrep -x netblk | head -1)
 	[ -n "$thread" ] || fail "no thread called netblk"
 	echo 1 > /proc/$thread/make-it-fail; echo Y > $f/task-filter
 	echo 30 > $f/probability
 	local n failed=0
-	for n in $(seq "${ROUNDS:-60}"); do
+	for n in $(seq 60); do
 		echo 1 > $sysfs/disconnect || true
 		echo 1 > $sysfs/connect || failed=$((failed+1))
 		dd if=/dev/netblk of=/dev/null bs=64k count=4 iflag=direct status=none || true
@@ -51,7 +37,11 @@ connecting() {
 	dd if=/dev/netblk of=/dev/null bs=64k count=4 iflag=direct status=none
 	unload
 }
-t K19-failslab-loading loading; [ ! -s "$scratch/told" ] || tell "$(cat "$scratch/told")"
-echo 0 > $f/probability
-t K19-failslab-connecting connecting
+both K19-failslab-loading loading
+both K19-failslab-connect-in-its-writer connecting connect
+both K19-failslab-connect-in-the-thread connecting thread
+both K19-failslab-adding connecting adding
+both K19-failslab-at-random at_random
+echo 0 > $f/probability; echo N > $f/task-filter
+[ ! -s "$scratch/told" ] || while read -r line; do tell "$line"; done < "$scratch/told"
 finish

@@ -77,6 +77,27 @@ netblk2() {
 	[ "$(cat /sys/block/netblk-1/statistics/reconnects)" -ge 2 ] || fail "no reconnects counted"
 	genl remove 1
 }
+# the process that handed the connections over is killed in the midst of I/O: nothing is seen of it while they last, and
+# when they are lost, another process takes its place
+K13_giver() {
+	[ "$PROTOCOL" = 1 ] || [ "$netblk_server" != "$vm/simple_server.py" ] || skip "netblk_server is not built"
+	serve 10809 "$scratch/disk" 64; load server_port=9 connections=2; genl add size_mb=64 dead_time_ms=600000 > /dev/null
+	local keep=(keep 1 127.0.0.1 10809) round job giver before
+	[ "$PROTOCOL" = 1 ] || keep=(keep2 1 10809 2)
+	connected() { [ "$(cat /sys/block/netblk-1/state)" = connected ]; }
+	for round in 1 2; do
+		background genl "${keep[@]}"; giver=$(tail -1 "$scratch/pids"); until_true 60 "a hand-over" connected
+		fio --name=v --filename=/dev/netblk-1 --direct=1 --ioengine=libaio --iodepth=16 --rw=randwrite --bs=4k-32k --size=24m --verify=crc32c --verify_fatal=1 \
+			--minimal --output="$scratch/fio" > "$scratch/fio.err" 2>&1 & job=$!
+		before=$(cat /sys/block/netblk-1/statistics/write_requests)
+		until_true 60 "writes" eval "[ \$(cat /sys/block/netblk-1/statistics/write_requests) -gt $((before + 20)) ]"
+		pkill -KILL -P "$giver" || true; kill -KILL "$giver"
+		wait $job || fail "fio: $(tail -3 "$scratch/fio.err")"
+		[ "$round" = 2 ] || { kill_server; until_true 60 "the loss" eval '! connected'; serve 10809 "$scratch/disk" 64; }
+	done
+	expect "$(cat /sys/block/netblk-1/statistics/errors)" 0 errors
+	genl remove 1
+}
 # nobody hands over again: EIO after the dead time, and the device can be removed
 K22_no_helper() {
 	serve 10809 "$scratch/disk" 64; load server_port=9; genl add size_mb=64 dead_time_ms=5000 max_retries=1000 > /dev/null
@@ -183,6 +204,7 @@ t genl-commands commands
 t genl-hand-over hand_over
 t genl-hand-over-under-a-mount mounted
 t genl-hand-over-of-a-netblk2-session netblk2
+both K13-helper-killed-under-io K13_giver
 t K22-nobody-hands-over-again K22_no_helper
 t K17-hand-overs-that-are-refused K17_refused
 t K17-nonsense-by-netlink K17_nonsense

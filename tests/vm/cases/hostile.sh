@@ -43,17 +43,6 @@ in_flight() {
 	expect "$(dd if=/dev/netblk bs=1M iflag=direct status=none | sha256sum)" "$(sha256sum < "$scratch/disk-copy")" "the whole device"
 	unload
 }
-# K2: answers that come when the time-out does; late ones must not be taken for the reissued request's
-edge() {
-	random_file "$file" 4M
-	local late got
-	for late in 480 490 495 500 505 510 520; do
-		hostile 10809 "$file" 4 delay 5 $late; load size_mb=4 $quick dead_time_ms=30000
-		got=$(within 120 "$vm/dio.py" read /dev/netblk "$file" 1048576 8192 ${EDGE_READS:-15} | sort | uniq -c | tr -s ' \n' ' ')
-		expect "$got" " ${EDGE_READS:-15} same " "reads with answers $late ms late"
-		unload; kill_server
-	done
-}
 t K4-bad-status always status EIO EIO
 t K4-error-replies always error EIO EIO
 t K4-one-byte-short always short EIO EIO
@@ -70,6 +59,5 @@ t K2-deaf always deaf EIO EIO
 t accepts-and-closes always accept-close EIO EIO
 t K2-delay-beyond-the-timeout always delay EIO EIO 900
 for fault in status short-close half-close reset long silent; do t K4-sometimes-$fault sometimes $fault; done
-t K2-answers-at-the-timeout edge
 for fault in status half-close reset; do t K3-$fault-with-32-in-flight in_flight $fault; done
 finish

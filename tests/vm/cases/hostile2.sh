@@ -4,10 +4,6 @@
 . "$NETBLK_ROOT/tests/vm/lib.sh"
 file=$scratch/disk-h
 quick="protocol=2 io_timeout_ms=500 connect_timeout_ms=200 dead_time_ms=700 heartbeat_ms=100 client_id=000102030405060708090a0b0c0d0e0f"
-hostile2() {
-	python3 "$vm/hostile2_server.py" "$@" > "$scratch/server.$1" 2>&1 < /dev/null & server_pid=$!
-	echo $server_pid >> "$scratch/pids"; listening "$1"
-}
 allowed() { local got=$1 word; shift; for word in "$@"; do [ "$got" != "$word" ] || return 0; done; return 1; }
 # always FAULT READ-ANSWERS WRITE-ANSWERS: each request beyond 1 MiB meets the fault
 always() {

@@ -1,35 +1,50 @@
 # SPDX-License-Identifier: GPL-2.0-only
-# K12: memory is freed by writing to the device. The server is outside, at 10.0.2.2 port $3; the guest has little memory.
+# K12: memory is freed by writing to the device, in a guest that has little of it; K13: no process is needed for that.
+# The server is outside, at 10.0.2.2 port $3. ROUNDS is for how many seconds, at least, memory is pressed; 0: once.
+# The tests with "restarts" are for a server that is killed and begun again every few seconds.
 . "$NETBLK_ROOT/tests/vm/lib.sh"
-port=${3:-10809} factor=${ROUNDS:-4}
-attach() {
-	for _ in $(seq 100); do
-		insmod "$NETBLK_MODULES/net_block_driver.ko" server_ip=10.0.2.2 server_port="$port" size_mb=1536 io_timeout_ms=20000 dead_time_ms=60000
-		[ "$(state)" = connected ] && return; rmmod net_block_driver; sleep 0.2
-	done
-	fail "no server at 10.0.2.2:$port"
-}
+port=${3:-10809} seconds=${ROUNDS:-0} factor=4
 memory_mib=$(($(awk '/^MemTotal/ {print $2}' /proc/meminfo) / 1024))
-
+group=/sys/fs/cgroup/pressed
+attach() {
+	local end=$((SECONDS + 120))
+	until load server_ip=10.0.2.2 server_port="$port" size_mb=1536 io_timeout_ms=20000 connect_timeout_ms=2000 dead_time_ms=600000 max_retries=1000 "$@" &&
+		[ "$(state)" = connected ]; do
+		[ $SECONDS -lt $end ] || fail "no server at 10.0.2.2:$port"
+		rmmod net_block_driver || true; sleep 0.2
+	done
+	expect "$(cat $sysfs/protocol)" "$PROTOCOL" protocol
+}
+limit() { echo +memory > /sys/fs/cgroup/cgroup.subtree_control; mkdir -p $group; echo 64M > $group/memory.max; }
+swapped_out() { awk '$1 == "pswpout" {print $2}' /proc/vmstat; }
+reconnects() { cat $sysfs/statistics/reconnects; }
+# 64 MiB of memory for factor x 64 MiB of pages that cannot be compressed away or dropped, until COMMAND succeeds
+press() {
+	python3 - $group $((factor * 64)) "$@" <<'PY'
+import hashlib, subprocess, sys
+group, mib, enough = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+with open(f"{group}/cgroup.procs", "w") as f:
+    f.write("0")
+turn = 0
+blocks = [None] * mib
+while True:
+    for i in range(mib):
+        blocks[i] = bytearray(hashlib.shake_128(b"%d %d" % (i, turn)).digest(1 << 20))
+    for i in range(mib):
+        assert blocks[i] == hashlib.shake_128(b"%d %d" % (i, turn)).digest(1 << 20), f"block {i} of turn {turn} came back wrong"
+    turn += 1
+    if subprocess.run(["bash", "-c", *enough], check=False).returncode == 0:
+        break
+print(turn, "turns")
+PY
+}
 swap() {
 	attach
-	mkswap /dev/netblk > /dev/null; swapon /dev/netblk
-	local group=/sys/fs/cgroup/swapped
-	echo +memory > /sys/fs/cgroup/cgroup.subtree_control
-	mkdir -p $group; echo 64M > $group/memory.max
-	# 64 MiB of memory for factor x 64 MiB of pages that cannot be compressed away or dropped
-	within 600 python3 - $group $((factor * 64)) <<'PY'
-import hashlib, os, sys
-group, mib = sys.argv[1], int(sys.argv[2])
-open(f"{group}/cgroup.procs", "w").write(str(os.getpid()))
-block = [bytearray(hashlib.shake_128(str(i).encode()).digest(1 << 20)) for i in range(mib)]
-for i, data in enumerate(block):
-    assert data == hashlib.shake_128(str(i).encode()).digest(1 << 20), f"block {i} came back wrong"
-print("swapped out:", [line for line in open("/proc/vmstat") if line.startswith("pswpout")])
-PY
-	local out; out=$(awk '$1 == "pswpout" {print $2}' /proc/vmstat)
-	[ "$out" -gt $(((factor - 2) * 64 * 256)) ] || fail "only $out pages went to swap: nothing was tested"
-	within 120 swapoff /dev/netblk
+	mkswap /dev/netblk > /dev/null; swapon /dev/netblk; limit
+	local before; before=$(swapped_out)
+	press "[ \$(cut -d. -f1 /proc/uptime) -ge $(($(cut -d. -f1 /proc/uptime) + seconds)) ]"
+	[ $(($(swapped_out) - before)) -gt $(((factor - 2) * 64 * 256)) ] || fail "only $(($(swapped_out) - before)) pages went to swap: nothing was tested"
+	swapoff /dev/netblk
 	expect "$(stat_of errors)" 0 errors
 	unload
 }
@@ -38,13 +53,68 @@ dirty() {
 	mkfs.ext4 -q -E lazy_itable_init=1 /dev/netblk; mount /dev/netblk $mnt
 	local mib=$((memory_mib * factor)); [ $mib -le 1280 ] || mib=1280
 	[ $mib -gt $((memory_mib * 2 - 50)) ] || fail "$mib MiB are too few for $memory_mib MiB of memory"
-	within 900 dd if=/dev/zero of=$mnt/dirty bs=1M count=$mib status=none conv=fsync
+	dd if=/dev/zero of=$mnt/dirty bs=1M count=$mib status=none conv=fsync
 	expect "$(command stat -c %s $mnt/dirty)" $((mib << 20)) "size of the file"
 	umount $mnt
 	expect "$(stat_of errors)" 0 errors
 	unload
 }
-# the server goes while memory is being freed through it, and comes back within the dead time
-t K12-swap swap
-t K12-dirty-pages dirty
+# swap and a file system on one disk, at the same time
+swap_and_dirty() {
+	attach
+	printf 'label: dos\n,512M\n,\n' | sfdisk -q /dev/netblk
+	mkswap /dev/netblk1 > /dev/null; swapon /dev/netblk1; limit
+	mkfs.ext4 -q -E lazy_itable_init=1 /dev/netblk2; mount /dev/netblk2 $mnt
+	background eval "while :; do dd if=/dev/zero of=$mnt/dirty bs=1M count=$((memory_mib * factor < 800 ? memory_mib * factor : 800)) status=none conv=notrunc,fsync; done"
+	press "[ \$(cut -d. -f1 /proc/uptime) -ge $(($(cut -d. -f1 /proc/uptime) + seconds)) ]"
+	kill -KILL "$(tail -1 "$scratch/pids")"; pkill -KILL -x dd || true; until_true 300 "the end of dd" eval '! pgrep -x dd'
+	until_true 60 "umount" umount $mnt; swapoff /dev/netblk1
+	e2fsck -fn /dev/netblk2
+	expect "$(stat_of errors)" 0 errors
+	unload
+}
+# memory is freed through a server that is killed again and again: what waits for it goes on when it is back
+restarts() {
+	attach
+	mkswap /dev/netblk > /dev/null; swapon /dev/netblk; limit
+	press "[ \$(cat $sysfs/statistics/reconnects) -ge 2 ] && [ \$(cut -d. -f1 /proc/uptime) -ge $(($(cut -d. -f1 /proc/uptime) + seconds)) ]"
+	swapoff /dev/netblk
+	expect "$(stat_of errors) $(cut -c1-2 $sysfs/lost)" "0 no" "errors, lost"
+	unload
+}
+# all of them back, so that the next test's shell is not born into the group
+thaw() {
+	local pid
+	[ -d /sys/fs/cgroup/frozen ] || return 0
+	echo 0 > /sys/fs/cgroup/frozen/cgroup.freeze
+	for pid in $(cat /sys/fs/cgroup/frozen/cgroup.procs); do echo "$pid" > /sys/fs/cgroup/cgroup.procs 2> /dev/null || true; done
+	until_true 60 "an empty group" rmdir /sys/fs/cgroup/frozen
+}
+# what this driver has instead of a helper that must not be swapped out, nor be killed: no process at all. All but the one
+# that does I/O are stopped; the server goes and comes meanwhile.
+no_process() {
+	attach
+	local pid before frozen=/sys/fs/cgroup/frozen
+	[ -z "$(ss -Htnp state established dport = ":$port" | grep users:)" ] || fail "a process has the connection: $(ss -Htnp dport = ":$port")"
+	for pid in $(pgrep '^netblk'); do [ ! -e "/proc/$pid/exe" ] || fail "$(cat "/proc/$pid/comm") is a process, and no thread of the kernel"; done
+	mkdir $frozen; trap thaw EXIT
+	for pid in $(cat /sys/fs/cgroup/cgroup.procs); do
+		if [ "$pid" != "$BASHPID" ] && [ -e "/proc/$pid/exe" ]; then echo "$pid" > $frozen/cgroup.procs 2> /dev/null || true; fi
+	done
+	echo 1 > $frozen/cgroup.freeze
+	until_true 60 "the freezing" grep -q 'frozen 1' $frozen/cgroup.events
+	before=$(reconnects)
+	while [ $(($(reconnects) - before)) -lt 2 ]; do
+		dd if=/dev/zero of=/dev/netblk bs=256k count=64 oflag=direct status=none
+		dd if=/dev/netblk of=/dev/null bs=256k count=64 iflag=direct status=none
+	done
+	thaw
+	expect "$(stat_of errors)" 0 errors
+	unload
+}
+both K12-swap swap
+both K12-dirty-pages dirty
+both K12-swap-and-dirty-pages swap_and_dirty
+both K12-swap-over-restarts restarts
+both K13-no-process-in-the-io-path-restarts no_process
 finish

@@ -39,6 +39,14 @@ K24_limits() {
 	if [ "$(cat $sysfs/queue/discard_max_bytes)" -gt 0 ]; then blkdiscard /dev/netblk; fi
 	expect "$(stat_of errors)" 0 errors
 	expect "$("$vm/dio.py" write /dev/netblk 512 512 9) $("$vm/dio.py" read /dev/netblk "$scratch/disk" 0 8192)" 'ok same' "small writes"
+	# the whole device: trimmed and zeroed by one command each
+	blkdiscard /dev/netblk; blkdiscard -z /dev/netblk; cmp -n 16777216 "$scratch/disk" /dev/zero
+	# a client that only reads changes nothing
+	disconnect; attr access read_only; connect; expect "$(cat $sysfs/ro)" 1 "read-only"
+	local command
+	for command in 'dd if=/dev/urandom of=/dev/netblk bs=4096 count=1 oflag=direct status=none' 'blkdiscard -z /dev/netblk' 'blkdiscard /dev/netblk'; do
+		must_fail 'not permitted\|read-only' $command
+	done
 	unload
 }
 # law 3, the first half: a restart of the server's process loses nothing, and programs see a pause
