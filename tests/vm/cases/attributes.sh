@@ -168,7 +168,7 @@ t parameter-defaults parameters
 t K17-bad-parameters bad_parameters
 t size-1-mib one_mib
 t size-3-tib huge
-t beyond-the-servers-end beyond_server
+t K16-beyond-the-servers-end-of-netblk1 beyond_server
 t read-sizes sizes
 t write-sizes writes
 finish

@@ -86,7 +86,8 @@ K8_unload_dead() {
 	serve 10809 "$scratch/disk" 100; load
 	kill_server
 	within 30 rmmod net_block_driver
-	serve 10809 "$scratch/disk" 100; load; hostile 10811 "$scratch/disk2" 100 deaf
+	serve 10809 "$scratch/disk" 100; load
+	if [ "$PROTOCOL" = 1 ]; then hostile 10811 "$scratch/disk2" 100 deaf; else hostile2 10811 "$scratch/disk2" 100 silent; fi
 	attr server_port 10811; connect
 	within 30 rmmod net_block_driver
 	# after I/O errors

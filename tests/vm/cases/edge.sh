@@ -2,7 +2,7 @@
 # K2: answers that come when the time-out does. Each request ends once, with its own bytes: a late answer is never taken
 # for that of the request that was sent again. ROUNDS is the number of requests.
 . "$NETBLK_ROOT/tests/vm/lib.sh"
-file=$scratch/disk-h count=${ROUNDS:-128} threads=16
+file=$scratch/disk-h count=${ROUNDS:-96} threads=16
 # the time-out is by a deadline that the server cannot see: which half of its answers come in time is chance
 edge() {
 	random_file "$file" 4M

@@ -2,7 +2,7 @@
 # K20: what an fsync above the driver promised is on the disk below the server, at every flush. The server's store is a
 # disk whose writes dm-log-writes records; the record is replayed. ROUNDS is the number of fsyncs.
 . "$NETBLK_ROOT/tests/vm/lib.sh"
-promises=${ROUNDS:-12} size_mb=24
+promises=${ROUNDS:-8} size_mb=24
 tear_down_log() { dmsetup remove --noudevsync netblk-log 2> /dev/null; rmmod brd 2> /dev/null; rm -rf "$scratch/state"; }
 order() {
 	modprobe brd rd_nr=2 rd_size=$((262144 + 2048 * promises)) || skip "this kernel has no RAM disks"

@@ -91,7 +91,7 @@ K13_giver() {
 			--minimal --output="$scratch/fio" > "$scratch/fio.err" 2>&1 & job=$!
 		before=$(cat /sys/block/netblk-1/statistics/write_requests)
 		until_true 60 "writes" eval "[ \$(cat /sys/block/netblk-1/statistics/write_requests) -gt $((before + 20)) ]"
-		pkill -KILL -P "$giver" || true; kill -KILL "$giver"
+		pkill -KILL -P "$giver" || true; kill -KILL "$giver" 2> /dev/null || true
 		wait $job || fail "fio: $(tail -3 "$scratch/fio.err")"
 		[ "$round" = 2 ] || { kill_server; until_true 60 "the loss" eval '! connected'; serve 10809 "$scratch/disk" 64; }
 	done

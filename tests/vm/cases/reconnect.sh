@@ -80,7 +80,7 @@ retries_used_up() {
 	wait_state error 60
 	dmesg | grep -E 'gave up on .* after 3 tries' || fail "dmesg says: $(dmesg | grep 'gave up')"
 }
-t kill-restart-under-verify kill_restart
+t K21-kill-restart-under-verify kill_restart
 t kill-restart-under-a-mount mounted
 t idle-loss-noticed idle
 t K22-server-gone-for-good gone_for_good
