@@ -82,10 +82,11 @@ netblk2() {
 K13_giver() {
 	[ "$PROTOCOL" = 1 ] || [ "$netblk_server" != "$vm/simple_server.py" ] || skip "netblk_server is not built"
 	serve 10809 "$scratch/disk" 64; load server_port=9 connections=2; genl add size_mb=64 dead_time_ms=600000 > /dev/null
-	local keep=(keep 1 127.0.0.1 10809) round job giver before
-	[ "$PROTOCOL" = 1 ] || keep=(keep2 1 10809 2)
+	# of netblk/2, another process could only take the place of one whose client it is, which this one's are not
+	local keep=(keep 1 127.0.0.1 10809) rounds=2 round job giver before
+	[ "$PROTOCOL" = 1 ] || { keep=(keep2 1 10809 2); rounds=1; }
 	connected() { [ "$(cat /sys/block/netblk-1/state)" = connected ]; }
-	for round in 1 2; do
+	for round in $(seq $rounds); do
 		background genl "${keep[@]}"; giver=$(tail -1 "$scratch/pids"); until_true 60 "a hand-over" connected
 		fio --name=v --filename=/dev/netblk-1 --direct=1 --ioengine=libaio --iodepth=16 --rw=randwrite --bs=4k-32k --size=24m --verify=crc32c --verify_fatal=1 \
 			--minimal --output="$scratch/fio" > "$scratch/fio.err" 2>&1 & job=$!
@@ -93,7 +94,7 @@ K13_giver() {
 		until_true 60 "writes" eval "[ \$(cat /sys/block/netblk-1/statistics/write_requests) -gt $((before + 20)) ]"
 		pkill -KILL -P "$giver" || true; kill -KILL "$giver" 2> /dev/null || true
 		wait $job || fail "fio: $(tail -3 "$scratch/fio.err")"
-		[ "$round" = 2 ] || { kill_server; until_true 60 "the loss" eval '! connected'; serve 10809 "$scratch/disk" 64; }
+		[ "$round" = $rounds ] || { kill_server; until_true 60 "the loss" eval '! connected'; serve 10809 "$scratch/disk" 64; }
 	done
 	expect "$(cat /sys/block/netblk-1/statistics/errors)" 0 errors
 	genl remove 1
