@@ -26,6 +26,8 @@ constexpr uint64_t kLoggedFailures = 10;
 // cache, its zeroes are looked for first: below it neither pays.
 constexpr uint32_t kLargeReadBytes = 64u << 10;
 
+constexpr size_t kBatchReplies = limits::kSendReplies2;
+
 // Zeroes of a READ that are worth a chunk of their own.
 constexpr uint64_t kHoleBytes = 4096;
 
@@ -75,16 +77,14 @@ struct NbdSession::Operation : block::Request {
   proto::NbdAnswered asked;
   uint16_t type = 0;
   bool from_file = false;  // a READ whose data the writer sends from the store's file
-  // The reply: the header, then `rest`.
-  uint8_t header_bytes = 0;
-  std::array<std::byte, proto::kNbdReplyBytes> header;
+  // The reply: NBD_E*, and what follows its header.
+  uint32_t reply_error = 0;
   iovec rest{};
   // A READ that tells its zeroes: they are looked for first. Its chunks, where there are some.
   std::vector<block::Extent> found;
   std::vector<std::byte> chunk_headers;
   std::vector<iovec> chunks;
 
-  size_t parts() const { return chunks.empty() ? 2 : chunks.size(); }
 };
 
 NbdSession::NbdSession(Link& link, const ExportTable& exports, const io::Address& peer)
@@ -179,7 +179,7 @@ coro::Task<void> NbdSession::read_loop() {
         bytes = to_come;
       } else if (request.type == NBD_CMD_READ) {
         from_file = file_ >= 0 && sent_from_file(request);
-        bytes = from_file ? 0 : static_cast<uint32_t>(request.length);
+        bytes = from_file || geometry_.reads_in_place ? 0 : static_cast<uint32_t>(request.length);
       } else if (request.type == NBD_CMD_BLOCK_STATUS) {
         extents = (request.flags & NBD_CMD_FLAG_REQ_ONE) != 0 ? 1 : limits::kMaxNbdExtents;
         bytes = extents * static_cast<uint32_t>(proto::nbd_extent_size(headers_));
@@ -321,6 +321,7 @@ NbdSession::Operation& NbdSession::take_operation(const NbdRequest& request) {
   operation.offset = request.offset;
   operation.length = request.length;
   operation.data = nullptr;
+  operation.reply_error = 0;
   operation.rest = {};
   return operation;
 }
@@ -343,6 +344,7 @@ void NbdSession::submit(Operation& operation, const NbdRequest& request) {
   operation.fua = (request.flags & NBD_CMD_FLAG_FUA) != 0;
   operation.keep_allocated = (request.flags & NBD_CMD_FLAG_NO_HOLE) != 0;
   operation.fast_zero = (request.flags & NBD_CMD_FLAG_FAST_ZERO) != 0;
+  operation.in_place = geometry_.reads_in_place;
   operation.abandoned = &link_.gone_flag();
   operation.error = 0;
   if (operation.from_file) return ended(operation);
@@ -404,46 +406,35 @@ void NbdSession::refuse(Operation& operation, uint32_t error, std::string_view t
     log_warning("{}: {} of {} bytes at offset {} failed: {}", link_.name(), proto::nbd_command_text(operation.type),
                 operation.length, operation.offset, text);
   link_.release(operation.hold);
-  operation.header_bytes =
-      static_cast<uint8_t>(proto::nbd_reply_error(headers_, operation.asked, error, text, operation.header.data()));
+  operation.reply_error = error;
   if (headers_ != NbdHeaders::kSimple) operation.rest = {const_cast<char*>(text.data()), text.size()};
   queue(operation);
 }
 
 void NbdSession::answer(Operation& operation) {
   if (operation.type == NBD_CMD_READ) {
-    if (!answer_with_holes(operation)) {
-      const auto length = static_cast<uint32_t>(operation.length);
-      operation.header_bytes = static_cast<uint8_t>(
-          proto::nbd_reply_data(headers_, operation.asked, operation.offset, length, true, operation.header.data()));
-      if (!operation.from_file) operation.rest = {operation.data, length};
-    }
+    if (!tell_holes(operation) && !operation.from_file) operation.rest = {operation.data, operation.length};
   } else if (operation.type == NBD_CMD_BLOCK_STATUS) {
-    answer_status(operation);
+    tell_extents(operation);
   } else {
     link_.release(operation.hold);
-    operation.header_bytes =
-        static_cast<uint8_t>(proto::nbd_reply_done(headers_, operation.asked, operation.header.data()));
   }
   queue(operation);
 }
 
-void NbdSession::answer_status(Operation& operation) {
+void NbdSession::tell_extents(Operation& operation) {
   const size_t each = proto::nbd_extent_size(headers_);
-  const auto count = static_cast<uint32_t>(extents_.size());
   std::byte* to = operation.data;
   for (const block::Extent& extent : extents_) {
     const uint32_t status = (extent.hole ? NBD_STATE_HOLE : 0) | (extent.zero ? NBD_STATE_ZERO : 0);
     proto::nbd_put_extent(headers_, extent.length, status, to);
     to += each;
   }
-  operation.header_bytes = static_cast<uint8_t>(
-      proto::nbd_reply_status(headers_, operation.asked, kNbdAllocation, count, operation.header.data()));
-  operation.rest = {operation.data, count * each};
+  operation.rest = {operation.data, extents_.size() * each};
 }
 
 // False: it is all data.
-bool NbdSession::answer_with_holes(Operation& operation) {
+bool NbdSession::tell_holes(Operation& operation) {
   if (operation.found.empty()) return false;
   // Neighbours that are data, or too small to be told apart from them, share a chunk.
   const auto is_hole = [](const block::Extent& extent) { return extent.zero && extent.length >= kHoleBytes; };
@@ -472,24 +463,52 @@ void NbdSession::queue(Operation& operation) {
   due_.set();
 }
 
+// What goes before `rest`.
+size_t NbdSession::put_header(const Operation& operation, std::byte* to) const {
+  const auto rest_bytes = static_cast<uint32_t>(operation.rest.iov_len);
+  if (operation.reply_error != 0) {
+    const std::string_view text(static_cast<const char*>(operation.rest.iov_base), rest_bytes);
+    return proto::nbd_reply_error(headers_, operation.asked, operation.reply_error, text, to);
+  }
+  switch (operation.type) {
+    case NBD_CMD_READ:
+      return proto::nbd_reply_data(headers_, operation.asked, operation.offset, static_cast<uint32_t>(operation.length),
+                                   true, to);
+    case NBD_CMD_BLOCK_STATUS:
+      return proto::nbd_reply_status(headers_, operation.asked, kNbdAllocation,
+                                     rest_bytes / static_cast<uint32_t>(proto::nbd_extent_size(headers_)), to);
+    default: return proto::nbd_reply_done(headers_, operation.asked, to);
+  }
+}
+
 coro::Task<void> NbdSession::write_loop() {
-  std::array<iovec, 2 * limits::kSendReplies> parts;
-  static_assert(2 * limits::kNbdReadExtents + 2 <= 2 * limits::kSendReplies);
+  // Headers lie side by side: the replies of WRITEs are one part.
+  std::array<std::byte, kBatchReplies * proto::kNbdReplyBytes> headers;
+  std::array<iovec, 2 * kBatchReplies> parts;
+  static_assert(2 * limits::kNbdReadExtents + 2 <= 2 * kBatchReplies);
   for (;;) {
     size_t used = 0;
+    std::byte* to = headers.data();
     Operation* const first = replies_head_;
     Operation* last = nullptr;
-    while (replies_head_ != nullptr && used + replies_head_->parts() <= parts.size() &&
-           (last == nullptr || !last->from_file)) {
-      Operation& operation = *(last = replies_head_);
-      if (operation.chunks.empty()) {
-        parts[used++] = {operation.header.data(), operation.header_bytes};
-        if (operation.rest.iov_len != 0) parts[used++] = operation.rest;
-      } else {
-        used = static_cast<size_t>(std::copy(operation.chunks.begin(), operation.chunks.end(), parts.begin() +
-                                             static_cast<ptrdiff_t>(used)) - parts.begin());
-      }
+    for (size_t replies = 0; replies_head_ != nullptr && replies < kBatchReplies; ++replies) {
+      Operation& operation = *replies_head_;
+      const size_t wanted = std::max<size_t>(2, operation.chunks.size());
+      if (used + wanted > parts.size() || (last != nullptr && last->from_file)) break;
+      last = &operation;
       replies_head_ = operation.next;
+      if (!operation.chunks.empty()) {
+        for (const iovec& chunk : operation.chunks) parts[used++] = chunk;
+        continue;
+      }
+      const size_t bytes = put_header(operation, to);
+      if (used > 0 && static_cast<std::byte*>(parts[used - 1].iov_base) + parts[used - 1].iov_len == to) {
+        parts[used - 1].iov_len += bytes;
+      } else {
+        parts[used++] = {to, bytes};
+      }
+      to += bytes;
+      if (operation.rest.iov_len != 0) parts[used++] = operation.rest;
     }
     if (replies_head_ == nullptr) replies_tail_ = nullptr;
     Operation* const rest = replies_head_;

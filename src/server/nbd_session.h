@@ -69,9 +69,10 @@ class NbdSession {
   void ended(Operation& operation);
   void refuse(Operation& operation, uint32_t error, std::string_view text);
   void answer(Operation& operation);
-  void answer_status(Operation& operation);
-  bool answer_with_holes(Operation& operation);
+  void tell_extents(Operation& operation);
+  bool tell_holes(Operation& operation);
   void queue(Operation& operation);
+  size_t put_header(const Operation& operation, std::byte* to) const;
   coro::Task<void> write_loop();
 
   Link& link_;
