@@ -18,7 +18,11 @@ constexpr size_t kListPiece = 8u << 10;
 
 constexpr std::string_view kBaseNamespace = "base:";
 
+// Names that are said back; "SHOULD be no longer than 256 bytes". A reply that is cut could end within a character.
+constexpr size_t kSaidName = 256;
+
 std::string no_such_export(const std::string& name) {
+  if (name.size() > kSaidName || !proto::is_nbd_string(name)) return "there is no export of that name";
   return name.empty() ? "nothing is exported" : fmt::format("there is no export '{}'", name);
 }
 

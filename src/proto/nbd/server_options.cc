@@ -42,13 +42,34 @@ class Reader {
   bool failed_ = false;
 };
 
-constexpr const char* kBadName = "a name that is longer than 4096 bytes or has a zero byte in it";
+constexpr const char* kBadName = "a name that is longer than 4096 bytes, has a zero byte in it or is not UTF-8";
 constexpr const char* kCutShort = "lengths that go beyond the option's data";
+
+// By the table of Unicode: no overlong forms, no surrogates, nothing beyond U+10FFFF.
+bool is_utf8(std::string_view text) {
+  size_t at = 0;
+  while (at < text.size()) {
+    const auto lead = static_cast<unsigned char>(text[at++]);
+    if (lead < 0x80) continue;
+    if (lead < 0xc2 || lead > 0xf4) return false;
+    const size_t following = lead < 0xe0 ? 1 : lead < 0xf0 ? 2 : 3;
+    if (text.size() - at < following) return false;
+    for (size_t i = 0; i < following; ++i) {
+      const auto byte = static_cast<unsigned char>(text[at++]);
+      if ((byte & 0xc0) != 0x80) return false;
+      if (i > 0) continue;
+      if ((lead == 0xe0 && byte < 0xa0) || (lead == 0xed && byte > 0x9f) || (lead == 0xf0 && byte < 0x90) ||
+          (lead == 0xf4 && byte > 0x8f))
+        return false;
+    }
+  }
+  return true;
+}
 
 }  // namespace
 
 bool is_nbd_string(std::string_view text) {
-  return text.size() <= NBD_MAX_STRING && text.find('\0') == std::string_view::npos;
+  return text.size() <= NBD_MAX_STRING && text.find('\0') == std::string_view::npos && is_utf8(text);
 }
 
 std::array<std::byte, NBD_GREETING_SIZE> nbd_greeting() {
@@ -99,7 +120,7 @@ const char* decode_nbd_context_query(std::span<const std::byte> data, NbdContext
   for (uint32_t i = 0; i < count; ++i) {
     const std::string_view text = reader.text(reader.number<uint32_t>());
     if (reader.failed()) return kCutShort;
-    if (!is_nbd_string(text)) return "a query that is longer than 4096 bytes or has a zero byte in it";
+    if (!is_nbd_string(text)) return "a query that is longer than 4096 bytes, has a zero byte in it or is not UTF-8";
     query.queries.push_back(text);
   }
   return reader.left() == 0 ? nullptr : "bytes behind the last query";
