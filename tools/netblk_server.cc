@@ -36,6 +36,7 @@ struct Arguments {
   std::vector<std::string> config_listens;
   std::string config_state_dir;
   std::string state_dir;
+  std::string trace;
   std::string io = "auto";
   unsigned threads = 0;
   double request_timeout_s = static_cast<double>(limits::kRequestTimeoutMs) / 1000;
@@ -116,9 +117,9 @@ int serve(const Arguments& arguments, const server::Config& config) {
   options.config_listens = arguments.config_listens;
   options.config_state_dir = arguments.config_state_dir;
   // A starting server waits for one that is still stopping; a running one does not wait for a file at a reload.
-  uint64_t lock_wait_ms = limits::kStoreLockWaitMs;
-  const auto open = [&](const std::string& store, bool read_only) {
-    return open_store(*backend.value(), store, read_only, arguments.state_dir, lock_wait_ms);
+  Surroundings surroundings{.state_folder = arguments.state_dir, .lock_wait_ms = limits::kStoreLockWaitMs, .trace = arguments.trace};
+  const auto open = [&](const std::string& store, bool read_only, const std::string& name) {
+    return open_store(*backend.value(), store, read_only, surroundings, name);
   };
   // Before the first listen: from there on a signal means a drain, not a sudden end.
   server::Server::block_signals();
@@ -126,7 +127,7 @@ int serve(const Arguments& arguments, const server::Config& config) {
   if (auto opened = server.open(config); !opened)
     return fail(opened.error().code == EINVAL && arguments.config_path.empty() ? kMalformed : kFailed,
                 opened.error().message);
-  lock_wait_ms = 0;
+  surroundings.lock_wait_ms = 0;
   std::printf("netblk_server " NETBLK_VERSION "\n");
   for (const std::string& line : server.banner()) std::printf("  %s\n", line.c_str());
   std::fflush(stdout);
@@ -146,8 +147,8 @@ int run(int argc, char** argv) {
                  "The original form: netblk on PORT of every address; FILE is created, or grown to SIZE_MB MiB");
   app.add_option("--export", arguments.exports,
                  "NAME=STORE, again for more. STORE: file:PATH[?size=10G][&direct=1], mem:SIZE, null:SIZE; in its query "
-                 "also ro, allow=CIDR[,CIDR], max-conns=N, readonly=1, delay-ms=N, fault=read+write+flush+trim with "
-                 "fault-one-in=N. netblk/1 clients get the first export")
+                 "also ro, allow=CIDR[,CIDR], max-conns=N; offset=BYTES&size=BYTES, partition=N, rate=BYTES, iops=N, trace=FILE, "
+                 "readonly=1, delay-ms=N, fault=read+write+flush+trim. netblk/1 clients get the first export")
       ->type_name("NAME=STORE")
       ->expected(1)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
@@ -162,6 +163,11 @@ int run(int argc, char** argv) {
                  "Keep the records of file: stores in this folder. Default: FILE.netblk beside each FILE, and "
                  "/var/lib/netblk for block devices")
       ->type_name("DIR");
+  CLI::Option* const trace =
+      app.add_option("--trace", arguments.trace,
+                     "One line for each request of every export, appended to FILE, or printed; for netblk replay")
+          ->type_name("[FILE]")
+          ->expected(0, 1);
   app.add_option("--io", arguments.io, "How to wait for input and output: auto, uring or epoll")
       ->check(CLI::IsMember({"auto", "uring", "epoll"}))
       ->type_name("KIND");
@@ -178,6 +184,7 @@ int run(int argc, char** argv) {
     if (error.get_exit_code() == 0) return app.exit(error);
     return fail(kMalformed, std::string(error.what()) + "; see netblk_server --help");
   }
+  if (trace->count() > 0 && arguments.trace.empty()) arguments.trace = "-";
 
   if (!arguments.positional.empty()) {
     if (!arguments.exports.empty() || !arguments.listens.empty() || !arguments.config_path.empty())

@@ -8,18 +8,28 @@
 #include <cstdio>
 #include <map>
 #include <optional>
+#include <span>
 #include <string_view>
+#include <thread>
+#include <utility>
 
 #include "base/limits.h"
 #include "base/parse.h"
+#include "block_await.h"
 #include "store/file_store.h"
 #include "store/filter/filter.h"
 #include "store/memory_store.h"
+#include "store/partition.h"
 
 namespace netblk::tools {
 namespace {
 
 using Options = std::map<std::string, std::string, std::less<>>;
+
+coro::Task<void> read_once(io::Loop& loop, block::Device& device, uint64_t offset, std::span<std::byte> into, int& error) {
+  const int result = co_await Asked(device, loop, block::Command::kRead, offset, into.size(), into.data());
+  error = result;
+}
 
 std::string percent_decoded(std::string_view text) {
   std::string decoded;
@@ -74,6 +84,17 @@ Result<bool> take_flag(Options& options, std::string_view key) {
   return make_error(EINVAL, "bad {}={}: use {}=1 or {}=0", key, *text, key, key);
 }
 
+// On a loop and a thread of its own: the caller's may be turning.
+Status read_at_once(io::Backend& backend, block::Device& device, uint64_t offset, std::span<std::byte> into) {
+  const io::SteadyClock clock;
+  auto loop = backend.make_loop(clock);
+  if (!loop) return std::move(loop).error();
+  int error = 0;
+  std::thread([&] { loop.value()->run(read_once(*loop.value(), device, offset, into, error)); }).join();
+  if (error != 0) return make_error(error, "cannot read its partition table: {}", errno_text(error));
+  return Ok{};
+}
+
 Result<uint64_t> device_size(std::string_view text, const std::string& store) {
   const auto size = parse_size(text);
   if (!size || *size < limits::kSectorBytes || *size % limits::kSectorBytes != 0)
@@ -81,43 +102,169 @@ Result<uint64_t> device_size(std::string_view text, const std::string& store) {
   return *size;
 }
 
-Result<std::unique_ptr<block::Device>> with_filters(std::unique_ptr<block::Device> device, Options& options) {
-  auto delay_ms = take_number(options, "delay-ms", 0, 0, 600'000);
-  if (!delay_ms) return std::move(delay_ms).error();
+// What stands in the query beside the store's own options.
+struct Filters {
+  std::optional<uint64_t> offset_bytes;
+  uint64_t size_bytes = 0;  // of the part that offset_bytes begins; 0: the rest
+  uint64_t partition = 0;   // 0: none
+  store::DelayOptions delay;
+  std::optional<store::FaultOptions> fault;
+  store::LimitOptions limit;
+  std::string trace;
+  bool read_only = false;
+};
+
+Result<store::FaultOptions> fault_of(const std::string& commands) {
+  store::FaultOptions fault;
+  std::string_view left = commands;
+  while (!left.empty()) {
+    const std::string_view word = left.substr(0, left.find('+'));
+    left.remove_prefix(std::min(word.size() + 1, left.size()));
+    if (word == "read") fault.reads = true;
+    else if (word == "write") fault.writes = true;
+    else if (word == "flush") fault.flushes = true;
+    else if (word == "trim") fault.trims = true;
+    else if (word == "status") fault.statuses = true;
+    else return make_error(EINVAL, "bad fault={}: use read, write, flush, trim, status, joined by +", commands);
+  }
+  return fault;
+}
+
+Result<uint64_t> take_size(Options& options, std::string_view key, uint64_t fallback) {
+  const auto text = take(options, key);
+  if (!text) return fallback;
+  const auto size = parse_size(*text);
+  if (!size || *size == 0) return make_error(EINVAL, "bad {}={}: use bytes, or K, M, G, T", key, *text);
+  return *size;
+}
+
+Status take_part(Options& options, const std::string& store, Filters& filters) {
+  const auto partition = take_number(options, "partition", 0, 1, 1024);
+  if (!partition) return partition.error();
+  filters.partition = partition.value();
+  const auto offset = take(options, "offset");
+  if (!offset) return Ok{};
+  if (filters.partition != 0) return make_error(EINVAL, "'{}' has offset= and partition=: one of them says where", store);
+  filters.offset_bytes = parse_size(*offset);
+  if (!filters.offset_bytes || *filters.offset_bytes % limits::kSectorBytes != 0)
+    return make_error(EINVAL, "bad offset={}: use bytes or K, M, G, T, a multiple of 512", *offset);
+  if (const auto size = take(options, "size")) {
+    auto bytes = device_size(*size, store);
+    if (!bytes) return std::move(bytes).error();
+    filters.size_bytes = bytes.value();
+  }
+  return Ok{};
+}
+
+Status take_delays(Options& options, store::DelayOptions& delay) {
+  constexpr uint64_t kMost = 600'000;
+  const auto all = take_number(options, "delay-ms", 0, 0, kMost);
+  if (!all) return all.error();
+  for (const auto& [key, field] : {std::pair("delay-read-ms", &delay.read_ms), std::pair("delay-write-ms", &delay.write_ms),
+                                   std::pair("delay-flush-ms", &delay.flush_ms), std::pair("delay-trim-ms", &delay.trim_ms)}) {
+    const auto one = take_number(options, key, all.value(), 0, kMost);
+    if (!one) return one.error();
+    *field = one.value();
+  }
+  return Ok{};
+}
+
+Status take_fault(Options& options, std::optional<store::FaultOptions>& fault) {
+  const bool details =
+      options.contains("fault-one-in") || options.contains("fault-seed") || options.contains("fault-count");
+  const auto commands = take(options, "fault");
+  if (!commands && details)
+    return make_error(EINVAL, "fault-one-in, fault-seed and fault-count go with fault=read+write+flush+trim+status");
+  if (!commands) return Ok{};
+  auto wanted = fault_of(*commands);
+  if (!wanted) return std::move(wanted).error();
+  const auto one_in = take_number(options, "fault-one-in", 1, 1, UINT32_MAX);
+  if (!one_in) return one_in.error();
+  const auto seed = take_number(options, "fault-seed", 1, 0, UINT64_MAX);
+  if (!seed) return seed.error();
+  const auto count = take_number(options, "fault-count", 0, 1, UINT64_MAX);
+  if (!count) return count.error();
+  fault = wanted.value();
+  fault->one_in = static_cast<uint32_t>(one_in.value());
+  fault->seed = seed.value();
+  fault->count = count.value();
+  return Ok{};
+}
+
+Status take_limit(Options& options, store::LimitOptions& limit) {
+  const auto rate = take_size(options, "rate", 0);
+  if (!rate) return rate.error();
+  const auto burst = take_size(options, "burst", 0);
+  if (!burst) return burst.error();
+  const auto iops = take_number(options, "iops", 0, 1, 1'000'000'000);
+  if (!iops) return iops.error();
+  const auto iops_burst = take_number(options, "iops-burst", 0, 1, 1'000'000'000);
+  if (!iops_burst) return iops_burst.error();
+  limit = {rate.value(), iops.value(), burst.value(), iops_burst.value()};
+  if (limit.burst_bytes != 0 && limit.bytes_per_second == 0) return make_error(EINVAL, "burst= goes with rate=");
+  if (limit.burst_requests != 0 && limit.requests_per_second == 0) return make_error(EINVAL, "iops-burst= goes with iops=");
+  return Ok{};
+}
+
+Result<Filters> take_filters(Options& options, const std::string& store) {
+  Filters filters;
+  if (auto taken = take_part(options, store, filters); !taken) return std::move(taken).error();
+  if (auto taken = take_delays(options, filters.delay); !taken) return std::move(taken).error();
+  if (auto taken = take_fault(options, filters.fault); !taken) return std::move(taken).error();
+  if (auto taken = take_limit(options, filters.limit); !taken) return std::move(taken).error();
+  filters.trace = percent_decoded(take(options, "trace").value_or(""));
   auto read_only = take_flag(options, "readonly");
   if (!read_only) return std::move(read_only).error();
-  store::FaultOptions fault;
-  const bool fault_details = options.contains("fault-one-in") || options.contains("fault-seed");
-  auto one_in = take_number(options, "fault-one-in", 1, 1, UINT32_MAX);
-  if (!one_in) return std::move(one_in).error();
-  auto seed = take_number(options, "fault-seed", 1, 0, UINT64_MAX);
-  if (!seed) return std::move(seed).error();
-  fault.one_in = static_cast<uint32_t>(one_in.value());
-  fault.seed = seed.value();
-  if (const auto commands = take(options, "fault")) {
-    std::string_view left = *commands;
-    while (!left.empty()) {
-      const std::string_view word = left.substr(0, left.find('+'));
-      left.remove_prefix(std::min(word.size() + 1, left.size()));
-      if (word == "read") fault.reads = true;
-      else if (word == "write") fault.writes = true;
-      else if (word == "flush") fault.flushes = true;
-      else if (word == "trim") fault.trims = true;
-      else return make_error(EINVAL, "bad fault={}: use read, write, flush, trim, joined by +", *commands);
-    }
-    device = store::make_fault_filter(std::move(device), fault);
-  } else if (fault_details) {
-    return make_error(EINVAL, "fault-one-in and fault-seed go with fault=read+write+flush+trim");
+  filters.read_only = read_only.value();
+  return filters;
+}
+
+Result<std::unique_ptr<block::Device>> part_of(std::unique_ptr<block::Device> device, const Filters& filters,
+                                               io::Backend& backend, const std::string& store) {
+  store::Partition part{filters.offset_bytes.value_or(0), filters.size_bytes};
+  const uint64_t whole = device->size_bytes();
+  if (filters.partition != 0) {
+    auto found = store::find_partition(
+        [&](uint64_t offset, std::span<std::byte> into) { return read_at_once(backend, *device, offset, into); }, whole,
+        filters.partition);
+    if (!found) return make_error(found.error().code, "{}: {}", store, found.error().message);
+    part = found.value();
+  } else if (!filters.offset_bytes) {
+    return device;
   }
-  if (delay_ms.value() > 0) device = store::make_delay_filter(std::move(device), delay_ms.value());
-  if (read_only.value()) device = store::make_readonly_filter(std::move(device));
+  if (part.offset_bytes >= whole || part.size_bytes > whole - part.offset_bytes)
+    return make_error(ENOSPC, "{} has {}: the part from byte {} on is not inside it", store, size_text(whole),
+                      part.offset_bytes);
+  return store::make_window_filter(std::move(device), part.offset_bytes, part.size_bytes);
+}
+
+// From the store up: the part, then what makes it slower or worse, then what is seen of it.
+Result<std::unique_ptr<block::Device>> with_filters(std::unique_ptr<block::Device> device, const Filters& filters,
+                                                    io::Backend& backend, const std::string& store,
+                                                    const std::string& trace, const std::string& name) {
+  auto part = part_of(std::move(device), filters, backend, store);
+  if (!part) return part;
+  device = std::move(part).value();
+  if (filters.fault) device = store::make_fault_filter(std::move(device), *filters.fault);
+  const store::DelayOptions& delay = filters.delay;
+  if (delay.read_ms + delay.write_ms + delay.flush_ms + delay.trim_ms > 0)
+    device = store::make_delay_filter(std::move(device), delay);
+  if (filters.limit.bytes_per_second + filters.limit.requests_per_second > 0)
+    device = store::make_limit_filter(std::move(device), filters.limit);
+  if (filters.read_only) device = store::make_readonly_filter(std::move(device));
+  for (const std::string& file : {filters.trace, trace}) {
+    if (file.empty()) continue;
+    auto traced = store::make_trace_filter(std::move(device), file, name);
+    if (!traced) return traced;
+    device = std::move(traced).value();
+  }
   return device;
 }
 
 }  // namespace
 
 Result<std::unique_ptr<block::Device>> open_store(io::Backend& backend, const std::string& text, bool read_only,
-                                                  const std::string& state_folder, uint64_t lock_wait_ms) {
+                                                  const Surroundings& surroundings, const std::string& name) {
   const std::string_view whole = text;
   const size_t colon = whole.find(':');
   const std::string_view scheme = whole.substr(0, colon);
@@ -128,6 +275,9 @@ Result<std::unique_ptr<block::Device>> open_store(io::Backend& backend, const st
       whole.substr(colon + 1, query == std::string_view::npos ? query : query - colon - 1);
   Options options = parse_options(query == std::string_view::npos ? "" : whole.substr(query + 1));
 
+  auto filters = take_filters(options, text);
+  if (!filters) return std::move(filters).error();
+
   std::unique_ptr<block::Device> device;
   if (scheme == "file") {
     if (body.empty()) return make_error(EINVAL, "bad store '{}': the path is missing", text);
@@ -135,8 +285,8 @@ Result<std::unique_ptr<block::Device>> open_store(io::Backend& backend, const st
     file.path = percent_decoded(body);
     file.read_only = read_only;
     file.keep_identity = true;
-    file.state_folder = state_folder;
-    file.lock_wait_ms = lock_wait_ms;
+    file.state_folder = surroundings.state_folder;
+    file.lock_wait_ms = surroundings.lock_wait_ms;
     file.on_wait = [](const std::string& words) {
       std::printf("%s\n", words.c_str());
       std::fflush(stdout);
@@ -155,15 +305,14 @@ Result<std::unique_ptr<block::Device>> open_store(io::Backend& backend, const st
     if (!direct) return std::move(direct).error();
     file.direct = direct.value();
     // Unknown options are refused before a file is made.
-    Options rest = options;
-    for (const char* known : {"readonly", "delay-ms", "fault", "fault-one-in", "fault-seed"}) rest.erase(known);
-    if (!rest.empty()) return make_error(EINVAL, "unknown option '{}' in '{}'", rest.begin()->first, text);
+    if (!options.empty()) return make_error(EINVAL, "unknown option '{}' in '{}'", options.begin()->first, text);
     auto opened = store::open_file_store(backend, file);
     if (!opened) return std::move(opened).error();
     device = std::move(opened).value();
   } else if (scheme == "mem" || scheme == "null") {
     auto size = device_size(body, text);
     if (!size) return std::move(size).error();
+    if (!options.empty()) return make_error(EINVAL, "unknown option '{}' in '{}'", options.begin()->first, text);
     if (scheme == "null") {
       device = store::make_null_store(size.value());
     } else {
@@ -175,10 +324,7 @@ Result<std::unique_ptr<block::Device>> open_store(io::Backend& backend, const st
   } else {
     return make_error(EINVAL, "unknown store '{}:' in '{}': use file:PATH?size=10G, mem:SIZE or null:SIZE", scheme, text);
   }
-  auto filtered = with_filters(std::move(device), options);
-  if (!filtered) return filtered;
-  if (!options.empty()) return make_error(EINVAL, "unknown option '{}' in '{}'", options.begin()->first, text);
-  return filtered;
+  return with_filters(std::move(device), filters.value(), backend, text, surroundings.trace, name);
 }
 
 }  // namespace netblk::tools

@@ -12,13 +12,26 @@
 
 namespace netblk::tools {
 
+// What a store is opened with beside its own text.
+struct Surroundings {
+  // Where the records of file: stores are kept (store/identity.h); empty: beside each.
+  std::string state_folder;
+  // How long to wait for a file that another process has; the wait is told on stdout, and ends when a SIGTERM or SIGINT is
+  // pending.
+  uint64_t lock_wait_ms = 0;
+  // Where every request is written down (store/filter/trace_line.h); empty: nowhere.
+  std::string trace;
+};
+
 //   file:PATH[?size=10G][&direct=1]   mem:SIZE   null:SIZE
-// and for any of them: readonly=1, delay-ms=N, fault=COMMANDS (read+write+flush+trim) with fault-one-in=N, fault-seed=N.
-// In PATH, %XX stands for a byte, so that a '?' (%3F) or ',' (%2C) can be written.
-// state_folder: where the records of file: stores are kept (store/identity.h); empty: beside each.
-// lock_wait_ms: how long to wait for a file that another process has; the wait is told on stdout, and ends when a
-// SIGTERM or SIGINT is pending.
+// and for any of them, in the query:
+//   offset=BYTES[&size=BYTES]   a part; with offset= the size is the part's, and nothing is created or grown
+//   partition=N                 a partition of its table
+//   readonly=1   rate=BYTES burst=BYTES iops=N iops-burst=N   trace=FILE
+//   delay-ms=N, delay-read-ms=N and so on   fault=read+write+flush+trim+status, fault-one-in=N fault-seed=N fault-count=N
+// In PATH and FILE, %XX stands for a byte, so that a '?' (%3F), '&' (%26) or ',' (%2C) can be written.
+// name: of the export, for traces.
 Result<std::unique_ptr<block::Device>> open_store(io::Backend& backend, const std::string& text, bool read_only,
-                                                  const std::string& state_folder, uint64_t lock_wait_ms);
+                                                  const Surroundings& surroundings, const std::string& name);
 
 }  // namespace netblk::tools

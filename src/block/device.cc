@@ -2,6 +2,7 @@
 #include "block/device.h"
 
 #include <cerrno>
+#include <utility>
 
 #include "base/limits.h"
 
@@ -54,6 +55,7 @@ void Completion::finish(int error) && {
   NETBLK_CHECK(error != 0 || request.command != Command::kBlockStatus || !request.extents->empty(),
                "a block status without an extent");
   request.error = error;
+  request.offset -= std::exchange(request.held.shift, 0);
   request.device->count(request);
   request.on_done(request);
 }

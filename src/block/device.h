@@ -101,6 +101,12 @@ class Device {
   // Thread-safe. Requests that are beyond a smaller size and were submitted before are the store's to fail.
   void set_size_bytes(uint64_t size_bytes) { size_bytes_.store(size_bytes, std::memory_order_release); }
 
+  // For filters that show a part of the device below: `offset` is the caller's again when the request has ended.
+  static void move_range(Request& request, uint64_t by) {
+    request.offset += by;
+    request.held.shift += by;
+  }
+
   // The request is inside the device and allowed. The completion may be finished at once or later.
   virtual void start(Request& request, Completion completion) = 0;
 

@@ -114,6 +114,7 @@ struct Request {
     Hop hop;
     Request* next = nullptr;
     uint64_t progress = 0;
+    uint64_t shift = 0;  // what filters have added to `offset`; taken off again at the end
     uint8_t phase = 0;
   };
   Held held;

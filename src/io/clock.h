@@ -18,4 +18,9 @@ class SteadyClock final : public Clock {
   uint64_t now_ms() const override;
 };
 
+// For what is measured, paced or written down, and no simulator runs: CLOCK_MONOTONIC in nanoseconds, and microseconds
+// since 1970.
+uint64_t monotonic_ns();
+uint64_t wall_us();
+
 }  // namespace netblk::io

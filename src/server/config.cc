@@ -162,6 +162,8 @@ SizedStore split_size(std::string_view store) {
   if (const size_t query = store.find('?'); query != std::string_view::npos) {
     char separator = '?';
     for (const std::string_view option : split(store.substr(query + 1), '&')) {
+      // Then the size is that of a part, which does not grow.
+      if (option.starts_with("offset=")) return {std::string(store), 0};
       if (option.starts_with("size=")) {
         const auto size = parse_size(option.substr(5));
         // Whoever opens it says what is wrong.

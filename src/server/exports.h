@@ -17,7 +17,7 @@
 namespace netblk::server {
 
 // Opens what STORE names; `read_only` as the export has it. Given by main, which knows the stores.
-using OpenStore = std::function<Result<std::unique_ptr<block::Device>>(const std::string& store, bool read_only)>;
+using OpenStore = std::function<Result<std::unique_ptr<block::Device>>(const std::string& store, bool read_only, const std::string& name)>;
 
 // One export. Sessions share it; the device closes when the last of them has gone.
 class Export {

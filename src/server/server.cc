@@ -52,7 +52,7 @@ void Server::block_signals() {
 }
 
 Result<std::shared_ptr<Export>> Server::open_export(const ExportConfig& config) {
-  auto device = open_store_(config.store, config.read_only);
+  auto device = open_store_(config.store, config.read_only, config.name);
   if (!device) {
     const Error& cause = device.error();
     if (options_.config_path.empty()) return cause;

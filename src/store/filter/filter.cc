@@ -9,6 +9,7 @@
 
 #include "base/check.h"
 #include "io/loop.h"
+#include "store/filter/layer.h"
 
 namespace netblk::store {
 
@@ -20,43 +21,15 @@ using block::Request;
 
 namespace {
 
-class Filter : public Device {
- public:
-  // The geometry is read before `below` moves: a parameter that is passed by value may have moved already when another
-  // argument is evaluated.
-  explicit Filter(std::unique_ptr<Device>&& below) : Filter(below->geometry(), std::move(below)) {}
-  Filter(const Geometry& geometry, std::unique_ptr<Device>&& below) : Device(geometry), below_(std::move(below)) {}
-
-  void refresh_size() override {
-    below_->refresh_size();
-    set_size_bytes(below_->size_bytes());
-  }
-  Status grow(uint64_t wanted_bytes) override {
-    Status grown = below_->grow(wanted_bytes);
-    set_size_bytes(below_->size_bytes());
-    return grown;
-  }
-  block::Generation generation() const override { return below_->generation(); }
-  std::vector<std::byte> owners() const override { return below_->owners(); }
-  coro::Task<Status> keep_owners(coro::Mailbox& loop, std::vector<std::byte> record) override {
-    return below_->keep_owners(loop, std::move(record));
-  }
-
- protected:
-  void start(Request& request, Completion completion) override { forward(*below_, request, std::move(completion)); }
-
-  std::unique_ptr<Device> below_;
-};
-
 // The edge of the device refuses the changes: the geometry says so.
 Geometry read_only(Geometry geometry) {
   geometry.read_only = true;
   return geometry;
 }
 
-class ReadonlyFilter final : public Filter {
+class ReadonlyFilter final : public Layer {
  public:
-  explicit ReadonlyFilter(std::unique_ptr<Device> below) : Filter(read_only(below->geometry()), std::move(below)) {}
+  explicit ReadonlyFilter(std::unique_ptr<Device> below) : Layer(read_only(below->geometry()), std::move(below)) {}
   // Reads pass as they are.
   int read_fd() const override { return below_->read_fd(); }
 };
@@ -66,16 +39,18 @@ Geometry later(Geometry geometry) {
   return geometry;
 }
 
-class DelayFilter final : public Filter {
+class DelayFilter final : public Layer {
  public:
-  DelayFilter(std::unique_ptr<Device> below, uint64_t delay_ms)
-      : Filter(later(below->geometry()), std::move(below)), delay_ms_(delay_ms) {}
+  DelayFilter(std::unique_ptr<Device> below, const DelayOptions& options)
+      : Layer(later(below->geometry()), std::move(below)), options_(options) {}
 
  protected:
   void start(Request& request, Completion completion) override {
+    const uint64_t delay_ms = delay_of(request.command);
+    if (delay_ms == 0) return Layer::start(request, std::move(completion));
     // The wait owns itself; it has gone when the request goes on.
     auto* const wait = new Wait(*this, request, std::move(completion));
-    wait->arm(io::loop_of(*request.loop).now_ms() + delay_ms_);
+    wait->arm(io::loop_of(*request.loop).now_ms() + delay_ms);
   }
 
  private:
@@ -84,20 +59,33 @@ class DelayFilter final : public Filter {
         : Timer(io::loop_of(*delayed.loop),
                 [](coro::Runnable& self) {
                   const std::unique_ptr<Wait> over(&static_cast<Wait&>(self));
-                  over->filter.Filter::start(over->request, std::move(over->completion));
+                  over->filter.Layer::start(over->request, std::move(over->completion));
                 }),
           filter(owner), request(delayed), completion(std::move(duty)) {}
     DelayFilter& filter;
     Request& request;
     Completion completion;
   };
-  uint64_t delay_ms_;
+  uint64_t delay_of(Command command) const {
+    switch (command) {
+      case Command::kRead:
+      case Command::kCache:
+      case Command::kBlockStatus: return options_.read_ms;
+      case Command::kWrite: return options_.write_ms;
+      case Command::kFlush: return options_.flush_ms;
+      case Command::kTrim:
+      case Command::kWriteZeroes: return options_.trim_ms;
+    }
+    return 0;
+  }
+
+  const DelayOptions options_;
 };
 
-class FaultFilter final : public Filter {
+class FaultFilter final : public Layer {
  public:
   FaultFilter(std::unique_ptr<Device> below, const FaultOptions& options)
-      : Filter(std::move(below)), options_(options), random_(options.seed) {
+      : Layer(std::move(below)), options_(options), random_(options.seed) {
     NETBLK_CHECK(options.one_in > 0 && options.error > 0, "a fault filter that cannot fail");
   }
 
@@ -110,7 +98,7 @@ class FaultFilter final : public Filter {
       if (syncs && options_.flushes) poisoned_.store(true, std::memory_order_release);
       return std::move(completion).finish(options_.error);
     }
-    Filter::start(request, std::move(completion));
+    Layer::start(request, std::move(completion));
   }
 
  private:
@@ -123,16 +111,20 @@ class FaultFilter final : public Filter {
       case Command::kFlush: if (!options_.flushes) return false; break;
       case Command::kTrim:
       case Command::kWriteZeroes: if (!options_.trims && !flushes) return false; break;
-      case Command::kCache:
-      case Command::kBlockStatus: return false;
+      case Command::kCache: return false;
+      case Command::kBlockStatus: if (!options_.statuses) return false; break;
     }
     const std::lock_guard lock(mutex_);
-    return random_() % options_.one_in == 0;
+    if (options_.count != 0 && failed_ == options_.count) return false;
+    if (random_() % options_.one_in != 0) return false;
+    ++failed_;
+    return true;
   }
 
   FaultOptions options_;
   std::mutex mutex_;
   std::mt19937_64 random_;
+  uint64_t failed_ = 0;
   std::atomic<bool> poisoned_{false};
 };
 
@@ -142,8 +134,13 @@ std::unique_ptr<Device> make_readonly_filter(std::unique_ptr<Device> below) {
   return std::make_unique<ReadonlyFilter>(std::move(below));
 }
 
+std::unique_ptr<Device> make_delay_filter(std::unique_ptr<Device> below, const DelayOptions& options) {
+  return std::make_unique<DelayFilter>(std::move(below), options);
+}
+
 std::unique_ptr<Device> make_delay_filter(std::unique_ptr<Device> below, uint64_t delay_ms) {
-  return std::make_unique<DelayFilter>(std::move(below), delay_ms);
+  return make_delay_filter(std::move(below),
+                           {.read_ms = delay_ms, .write_ms = delay_ms, .flush_ms = delay_ms, .trim_ms = delay_ms});
 }
 
 std::unique_ptr<Device> make_fault_filter(std::unique_ptr<Device> below, const FaultOptions& options) {

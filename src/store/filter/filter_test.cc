@@ -132,10 +132,29 @@ TEST_F(Filter, WhatHasItsSizeForGoodSaysSo) {
   EXPECT_EQ(device->size_bytes(), kSize);
 }
 
-TEST_F(Filter, DelayOfNothingStillGoesThroughTheQueue) {
+TEST_F(Filter, ADelayOfNothingChangesNothing) {
   const auto device = make_delay_filter(memory(), 0);
   EXPECT_EQ(simple(*device, Command::kWrite, 0, 512, 9), 0);
   EXPECT_EQ(std::to_integer<int>(read(*device, 0, 1)[0]), 9);
+}
+
+TEST_F(Filter, EachCommandHasItsOwnDelay) {
+  const auto device = make_delay_filter(memory(), {.read_ms = 0, .write_ms = 30, .flush_ms = 0, .trim_ms = 0});
+  Slot slot(*loop_);
+  device->submit(slot.ask(Command::kRead, 0, 512));
+  EXPECT_TRUE(slot.done()) << "a read does not wait";
+  const uint64_t began = clock_.now_ms();
+  EXPECT_EQ(simple(*device, Command::kWrite), 0);
+  EXPECT_GE(clock_.now_ms(), began + 30);
+}
+
+TEST_F(Filter, FaultsEndAfterTheirCount) {
+  const auto device = make_fault_filter(memory(), {.reads = true, .statuses = true, .count = 3});
+  EXPECT_EQ(simple(*device, Command::kRead), EIO);
+  EXPECT_EQ(simple(*device, Command::kBlockStatus), EIO);
+  EXPECT_EQ(simple(*device, Command::kWrite), 0);
+  EXPECT_EQ(simple(*device, Command::kRead), EIO);
+  for (int i = 0; i < 10; ++i) EXPECT_EQ(simple(*device, Command::kRead), 0);
 }
 
 TEST_F(Filter, FaultFailsTheChosenCommandsAndNoOthers) {
