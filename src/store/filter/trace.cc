@@ -19,10 +19,16 @@
 namespace netblk::store {
 namespace {
 
+// A copy of a request has no memory to point to.
+block::Geometry without_places(block::Geometry geometry) {
+  geometry.reads_in_place = false;
+  return geometry;
+}
+
 class TraceFilter final : public Layer {
  public:
   TraceFilter(std::unique_ptr<block::Device>&& below, io::UniqueFd file, std::string path, std::string name)
-      : Layer(std::move(below)), file_(std::move(file)), path_(std::move(path)),
+      : Layer(without_places(below->geometry()), std::move(below)), file_(std::move(file)), path_(std::move(path)),
         name_(std::move(name)) {}
 
  protected:
