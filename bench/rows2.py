@@ -86,29 +86,8 @@ class Rows2:
             return self.Server(self, "qemu-nbd", ["qemu-nbd", "-t", "-f", "raw", "-e", "16", "-b", "127.0.0.1", "-p", str(port),
                                                   "--cache=writeback", "--aio=threads", image("qemu")], port)
 
-        class NbdServer(self.Server):
-            """It goes into the background and forks a child for each connection: its pid is in a file."""
-            pid_file = os.path.join(self.directory, "nbd-server.pid")
-
-            @property
-            def pid(self):
-                with open(self.pid_file, encoding="ascii") as file:
-                    return int(file.read())
-
-            def stop(self):
-                try:
-                    os.kill(self.pid, signal.SIGTERM)
-                except (OSError, ValueError):
-                    pass
-                super().stop()
-
         def nbd_server():
-            port = free_port()
-            config = os.path.join(self.directory, "nbd-server.conf")
-            with open(config, "w", encoding="ascii") as file:
-                file.write(f"[generic]\nlistenaddr = 127.0.0.1\nport = {port}\n[a]\nexportname = {image('nbd-server')}\n")
-            words = ["nbd-server", "-C", config, "-p", NbdServer.pid_file]
-            return NbdServer(self, "nbd-server", ["sh", "-c", f"{shlex.join(words)}; exec sleep 86400"], port)
+            return self.nbd_server(image("nbd-server"))
 
         if shutil.which("nbdkit"):
             peers["nbdkit memory"] = nbdkit
@@ -118,14 +97,38 @@ class Rows2:
             peers["nbd-server"] = nbd_server
         return peers
 
-    def fio_nbd(self, server, rw, block, depth, connections):
+    def nbd_server(self, path):
+        """It goes into the background and forks a child for each connection: its pid is in a file."""
+        pid_file = os.path.join(self.directory, "nbd-server.pid")
+
+        class NbdServer(self.Server):
+            @property
+            def pid(self):
+                with open(pid_file, encoding="ascii") as file:
+                    return int(file.read())
+
+            def stop(self):
+                try:
+                    os.kill(self.pid, signal.SIGTERM)
+                except (OSError, ValueError):
+                    pass
+                super().stop()
+
+        port = free_port()
+        config = os.path.join(self.directory, "nbd-server.conf")
+        with open(config, "w", encoding="ascii") as file:
+            file.write(f"[generic]\nlistenaddr = 127.0.0.1\nport = {port}\n[a]\nexportname = {path}\n")
+        words = ["nbd-server", "-C", config, "-p", pid_file]
+        return NbdServer(self, "nbd-server", ["sh", "-c", f"{shlex.join(words)}; exec sleep 86400"], port)
+
+    def fio_nbd(self, server, rw, block, depth, connections, size=None):
         """fio's nbd engine: the best public client here for random requests; one connection for each of its jobs."""
         export = "a" if server.name == "nbd-server" else ""
         before = process_seconds(server.pid)
         run = subprocess.run(self.machine.client(
             ["fio", "--name=bench", "--ioengine=nbd", f"--uri=nbd://127.0.0.1:{server.port}/{export}", f"--rw={rw}",
              f"--bs={block}", f"--iodepth={depth}", f"--numjobs={connections}", "--thread", "--group_reporting",
-             "--time_based", f"--runtime={round(self.args.seconds * 1000)}ms", f"--size={self.SPAN}", "--norandommap",
+             "--time_based", f"--runtime={round(self.args.seconds * 1000)}ms", f"--size={size or self.SPAN}", "--norandommap",
              "--randrepeat=0", "--lat_percentiles=1", "--output-format=json"]), stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True, timeout=self.args.seconds + 60, check=False)
         time.sleep(0.05)  # until the children of a forking server have ended
@@ -135,6 +138,8 @@ class Rows2:
         except (ValueError, IndexError) as error:
             raise self.Failure(f"fio on {server.name}: {run.stderr[-400:]}") from error
         side = job["write" if "write" in rw else "read"]
+        if rw == "randrw":
+            side = {**side, **{key: side[key] + job["write"][key] for key in ("iops", "bw_bytes", "total_ios")}}
         if job["error"] or not side["total_ios"]:
             raise self.Failure(f"fio on {server.name}: error {job['error']}: {run.stderr[-400:]}")
         return {"iops": side["iops"], "mib_per_s": side["bw_bytes"] / (1 << 20), "requests": side["total_ios"], "errors": 0,

@@ -22,6 +22,7 @@ import tempfile
 import time
 
 from rows2 import Rows2
+from rows_nbd import RowsNbd
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 OUTPUT = os.path.join(os.path.dirname(HERE), "build", "output")
@@ -78,7 +79,8 @@ class Machine:
         return self._on(self.client_core, command)
 
     def _on(self, core, command):
-        if self.realtime:
+        # The project's own programs and the floor: a public server that spins would keep its core to itself for ever.
+        if self.realtime and os.path.basename(command[0]).startswith(("netblk", "bench_")):
             command = ["chrt", "-f", "1"] + command
         return ["taskset", "-c", str(core)] + command if self.pinned else command
 
@@ -149,7 +151,7 @@ class Server:
         self.log.close()
 
 
-class Bench(Rows2):
+class Bench(Rows2, RowsNbd):
     # What rows2 uses of this file.
     Server, Failure, Measured, SPAN, SPAN_BYTES = Server, Failure, Measured, SPAN, SPAN_BYTES
     figure, ratio = staticmethod(figure), staticmethod(ratio)
@@ -436,7 +438,7 @@ class Bench(Rows2):
 
     ROWS = {"read-one": row_read_one, "read-deep": row_read_deep, "read-large": row_read_large, "write": row_write,
             "durable": row_durable, "connections": row_connections, "idle-memory": row_idle_memory,
-            "idle-beside": row_idle_beside, **Rows2.ROWS2}
+            "idle-beside": row_idle_beside, **Rows2.ROWS2, **RowsNbd.ROWS_NBD}
 
     def run(self, rows):
         print(f"{self.machine.words()}; {self.args.rounds} rounds of {self.args.seconds} s, peers in turn, medians; "
@@ -472,7 +474,8 @@ def arguments():
     parser.add_argument("--data", help="directory for the files served (a temporary one)")
     parser.add_argument("--no-pin", action="store_true", help="do not pin to cores")
     parser.add_argument("--realtime", action="store_true",
-                        help="chrt -f 1 for servers and clients: before all other work on a busy machine (root)")
+                        help="chrt -f 1 for our servers, the floor and the load generators: before all other work on a busy "
+                             "machine (root); public servers and clients stay as they are, so their ratios say nothing then")
     parser.add_argument("--json", metavar="FILE", help="write every measurement")
     args = parser.parse_args()
     unknown = [row for row in args.rows if row not in Bench.ROWS]
@@ -487,7 +490,7 @@ def arguments():
 
 def main():
     args = arguments()
-    for name in ("bench_floor", "bench_load", "bench_load2", "bench_stream", "bench_large_read", "bench_sync_loop"):
+    for name in ("bench_floor", "bench_floor_nbd", "bench_load", "bench_load2", "bench_stream", "bench_large_read", "bench_sync_loop"):
         if not os.access(os.path.join(args.tools, name), os.X_OK):
             sys.exit(f"no {os.path.join(args.tools, name)}: build the project first, or say --tools")
     # Ended from outside, it still stops its servers: with --realtime one that is left behind can keep a core to itself.

@@ -44,7 +44,7 @@ counts='r["sent"] == r["answered"] >= r["requests"] > 0 and r["errors"] == r["un
 latency='0 < r["p50_us"] <= r["p99_us"] <= r["max_us"] * 1.04'
 keys='{"iops", "mib_per_s", "p50_us", "p99_us", "errors"} <= set(r)'
 
-for program in bench_floor bench_load bench_load2 bench_stream bench_large_read bench_sync_loop; do
+for program in bench_floor bench_floor_nbd bench_load bench_load2 bench_stream bench_large_read bench_sync_loop; do
 	[ -x "$tools/$program" ] || { fail "$program" "not built in $tools"; finish; }
 done
 
