@@ -64,7 +64,7 @@ class RowsNbd:
             return start
 
         def image(name):
-            return self.nbd_image(name, mib)
+            return self.nbd_image(f"{name}-{mib}", mib)
 
         floor = self.tool("bench_floor_nbd")
         add("floor memory", "memory", lambda: self.Server(self, "floor memory", [floor, "memory", "--size", size]))
@@ -91,7 +91,7 @@ class RowsNbd:
         """NOTES: one client for all; nothing is pinned, so that servers with many threads and clients with many jobs get both
         cores."""
         pinned, self.machine.pinned = self.machine.pinned, False
-        mib = 256
+        mib = self.args.nbd_mib
         stores, servers, raw = self.nbd_stores(mib), {}, {}
         try:
             for name, (kind, start) in stores.items():
@@ -140,13 +140,13 @@ class RowsNbd:
                    "Nothing is pinned. CPU: all threads, children included, per request. The floor's goal is 1.3 in every case.")
 
     def row_nbdcopy(self):
-        """A 1 GiB image to and from each server, with nbdcopy's own choice of connections and with four."""
+        """An image (1 GiB) to and from each server, with nbdcopy's own choice of connections and with four."""
         if not shutil.which("nbdcopy"):
             raise self.Failure("no nbdcopy here")
         pinned, self.machine.pinned = self.machine.pinned, False
-        stores = self.nbd_stores(1024, ("floor memory", "netblk memory", "nbdkit memory", "netblk file", "nbdkit file",
-                                        "qemu-nbd", "nbd-server"))
-        local = self.nbd_image("local", 1024)
+        stores = self.nbd_stores(4 * self.args.nbd_mib, ("floor memory", "netblk memory", "nbdkit memory", "netblk file",
+                                                         "nbdkit file", "qemu-nbd", "nbd-server"))
+        local = self.nbd_image("local-copy", 4 * self.args.nbd_mib)
         raw = {}
         try:
             for number in range(self.args.rounds):
@@ -177,7 +177,7 @@ class RowsNbd:
             best = min(rivals, key=lambda r: r["seconds"]) if rivals and name.startswith("netblk") else None
             lines.append([case, name, self.figure(self.ratio(best, m, "seconds")) if best else "-", self.figure(m["seconds"], 3),
                           self.figure(m["server_cpu_s"], 3)])
-        self.table("nbdcopy of a 1 GiB image", ["case", "server", "quickest peer's time ÷ this", "seconds", "server CPU s"],
+        self.table(f"nbdcopy of an image of {4 * self.args.nbd_mib} MiB", ["case", "server", "quickest peer's time ÷ this", "seconds", "server CPU s"],
                    sorted(lines), "Goal: > 1, like store against like store. Each server starts anew in each round.")
 
     ROWS_NBD = {"nbd": row_nbd, "nbdcopy": row_nbdcopy}

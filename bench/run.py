@@ -467,6 +467,7 @@ def arguments():
     parser.add_argument("--idle", type=int, default=1000, help="idle connections (1000)")
     parser.add_argument("--depths", default="32,128", help="in flight for each connection, netblk/2 rows (32,128)")
     parser.add_argument("--connections", default="1,2,4", help="of which each system's best is taken, row client (1,2,4)")
+    parser.add_argument("--nbd-mib", type=int, default=256, help="size of what is served, row nbd; nbdcopy: four times that (256)")
     parser.add_argument("--server", default=os.path.join(OUTPUT, "netblk_server"), help="path of netblk_server")
     parser.add_argument("--server-threads", type=int, default=1, help="netblk_server --threads; 0: its own choice (1)")
     parser.add_argument("--server-options", default="", help="more words for netblk_server")

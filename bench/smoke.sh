@@ -121,4 +121,11 @@ python3 "$here/run.py" client sequential crc memory2 large-read --tools "$tools"
 status=$?; sed -i '/^  /d' "$work/err"
 judge run-rows2 $status "r['failures'] == [] and {x['row'] for x in r['results']} == {'client', 'sequential', 'crc', 'memory2', 'large-read'} and
 	all(x['median']['errors'] == 0 and len(x['rounds']) == 1 for x in r['results'])"
+if ! command -v fio > /dev/null || ! command -v nbdcopy > /dev/null; then skip run-nbd "no fio or no nbdcopy here"; finish; fi
+python3 "$here/run.py" nbd nbdcopy --nbd-mib 32 --tools "$tools" --server "$server_binary" --seconds 0.1 --rounds 1 \
+	--json "$work/json" > "$work/tables" 2> "$work/err"
+status=$?; sed -i '/^  /d' "$work/err"
+judge run-nbd $status "r['failures'] == [] and {x['row'] for x in r['results']} == {'nbd', 'nbdcopy'} and
+	{'floor memory', 'floor file', 'netblk memory', 'netblk file'} <= {x['peer'] for x in r['results'] if x['row'] == 'nbd'} and
+	all(x['median']['errors'] == 0 and len(x['rounds']) == 1 for x in r['results'])"
 finish

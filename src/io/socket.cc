@@ -2,7 +2,9 @@
 #include "io/socket.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/sendfile.h>
+#include <sys/statfs.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -63,10 +65,16 @@ int32_t send_file_now(int socket, int fd, uint64_t offset, size_t bytes) {
   return sent >= 0 ? static_cast<int32_t>(sent) : -error;
 }
 
-int32_t read_now(int fd, std::span<std::byte> into, uint64_t offset) {
+bool is_in_memory(int fd) {
+  struct statfs status {};
+  return ::fstatfs(fd, &status) == 0 && (status.f_type == TMPFS_MAGIC || status.f_type == RAMFS_MAGIC);
+}
+
+int32_t read_now(int fd, std::span<std::byte> into, uint64_t offset, bool in_memory) {
   const iovec part{into.data(), into.size()};
-  const ssize_t got = ::preadv2(fd, &part, 1, static_cast<off_t>(offset), RWF_NOWAIT);
+  const ssize_t got = ::preadv2(fd, &part, 1, static_cast<off_t>(offset), in_memory ? 0 : RWF_NOWAIT);
   if (got >= 0) return static_cast<int32_t>(got);
+  if (errno == EOPNOTSUPP && !in_memory && is_in_memory(fd)) return read_now(fd, into, offset, true);
   return errno == EOPNOTSUPP || errno == ENOSYS || errno == EINTR ? -EAGAIN : -errno;
 }
 

@@ -33,7 +33,9 @@ msghdr gathered(std::span<const iovec> parts);
 
 // A read that does not wait for storage (RWF_NOWAIT): bytes, or a negative errno value; -EAGAIN when it would wait or
 // the file system cannot tell.
-int32_t read_now(int fd, std::span<std::byte> into, uint64_t offset);
+int32_t read_now(int fd, std::span<std::byte> into, uint64_t offset, bool in_memory = false);
+// Of a file system that lies in memory (tmpfs): it knows no reading without waiting, and does not wait.
+bool is_in_memory(int fd);
 
 // Buffered writes of at most this many bytes run on the calling thread: they are a copy into the page cache, and
 // handing a small one to another thread costs more than the copy. The price: a write that the kernel throttles, or that

@@ -92,14 +92,41 @@ int32_t Connection::put(int end, std::span<const iovec> parts) {
   return static_cast<int32_t>(sent);
 }
 
+// What a broken middle box does to a stream: a bit flips, bytes are lost, come twice, or come in another place.
+void Connection::mangle(std::vector<std::byte>& bytes) {
+  const auto at = [&](size_t position) { return bytes.begin() + static_cast<std::ptrdiff_t>(position); };
+  const size_t from = world_.random.below(bytes.size());
+  const size_t length = world_.random.between(1, std::min<size_t>(bytes.size() - from, 200));
+  switch (network_.plan().splices ? world_.random.below(4) : 0) {
+    case 0:
+      world_.count(Count::kFlips);
+      bytes[from] ^= static_cast<std::byte>(1u << world_.random.below(8));
+      break;
+    case 1:
+      world_.count(Count::kCuts);
+      // Never the whole: a segment without bytes is another event.
+      if (length < bytes.size()) bytes.erase(at(from), at(from + length));
+      break;
+    case 2: {
+      world_.count(Count::kDoubles);
+      const std::vector<std::byte> twice(at(from), at(from + length));
+      bytes.insert(at(from), twice.begin(), twice.end());
+      break;
+    }
+    default:
+      world_.count(Count::kSplices);
+      std::rotate(bytes.begin(), at(from), bytes.end());
+  }
+}
+
 void Connection::post(int end, Mark mark, std::vector<std::byte> bytes) {
   Pipe& pipe = from(end);
-  pipe.flying_bytes += bytes.size();
-  if (pipe.dead) return;  // counted, and never there: the buffer fills
-  if (mark == Mark::kData && world_.random.one_in(network_.plan().flip_one_in)) {
-    world_.count(Count::kFlips);
-    bytes[world_.random.below(bytes.size())] ^= static_cast<std::byte>(1u << world_.random.below(8));
+  if (pipe.dead) {
+    pipe.flying_bytes += bytes.size();  // counted, and never there: the buffer fills
+    return;
   }
+  if (mark == Mark::kData && world_.random.one_in(network_.plan().flip_one_in)) mangle(bytes);
+  pipe.flying_bytes += bytes.size();
   const NetworkPlan& plan = network_.plan();
   uint64_t at_us = world_.now_us() + pipe.base_delay_us + world_.random.skewed(0, plan.delay_low_us * 4);
   at_us = std::max({at_us, pipe.last_arrival_us, pipe.stalled_until_us + world_.random.below(1000)});

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 // The network between simulated hosts: connections of two byte streams each, which are slow, stall, die in one
 // direction or both, are reset, and are accepted late, twice or not at all. Within one stream bytes are never lost,
-// reordered or changed, unless the plan flips bits on purpose.
+// reordered or changed, unless the plan mangles them on purpose.
 #pragma once
 
 #include <algorithm>
@@ -45,6 +45,8 @@ struct NetworkPlan {
   uint64_t refused = 0, lost = 0, late = 0, accepted_late = 0, duplicated = 0;
   // One in so many segments; 0: never.
   uint64_t flip_one_in = 0;
+  // What happens to that one: a bit flips; or also bytes are cut out, doubled, or put in another order.
+  bool splices = false;
   // Of a hundred ends of a connection that are resets, the peer never hears.
   uint64_t silent_resets = 0;
   // A host whose peer acknowledges nothing gives its connection up after so long.
@@ -124,6 +126,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   int32_t read_result(int end, std::span<std::byte> into);
   void wake_receiver(int end);
   void wake_sender(int end);
+  void mangle(std::vector<std::byte>& bytes);
   void post(int end, Mark mark, std::vector<std::byte> bytes);
   void arrive(int end);
   void schedule_arrival(int end);

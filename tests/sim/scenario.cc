@@ -80,6 +80,7 @@ Plan make_plan(Random& random) {
   if (options.crc32c && random.percent(30)) {
     options.must_have_crc32c = true;
     net.flip_one_in = random.between(50, 2'000);
+    net.splices = random.percent(50);
   }
   options.lz4 = random.percent(25);
   options.zstd = random.percent(25);

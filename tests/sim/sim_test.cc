@@ -165,6 +165,19 @@ TEST(Network, AFlippedBitArrivesFlipped) {
   EXPECT_EQ(transfer(3, plan, 300'000).last, 1);
 }
 
+TEST(Network, BytesAreCutOutDoubledAndSplicedWhereThePlanSaysSo) {
+  NetworkPlan plan;
+  plan.flip_one_in = 4;
+  plan.splices = true;
+  bool shorter = false, longer = false;
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    const Transfer done = transfer(seed, plan, 20'000);
+    shorter = shorter || done.got < 20'000u;
+    longer = longer || done.last == 1;
+  }
+  EXPECT_TRUE(shorter && longer);
+}
+
 TEST(Network, AHalfOpenLinkLosesEverythingInSilenceUntilTheHostsGiveUp) {
   for (uint64_t seed = 1; seed <= 10; ++seed) {
     const Transfer done = transfer(seed, {}, 1'000'000, [](World&, Connection& link) { link.kill_direction(0); });

@@ -39,7 +39,7 @@ constexpr std::array<std::string_view, static_cast<size_t>(Count::kLast)> kCount
     "bytes sent",
     "dials", "dials refused", "dials lost", "dials that arrive after their client gave up", "connections",
     "duplicated connections", "connections accepted late",
-    "resets", "half-open links", "stalls", "partitions", "orderly closes", "flipped bits",
+    "resets", "half-open links", "stalls", "partitions", "orderly closes", "flipped bits", "bytes cut out", "bytes doubled", "bytes in another order",
     "server kills", "server stops", "host reboots", "client kills", "stores replaced", "resizes",
     "blocks lost in reboots", "torn writes", "failed syncs", "store errors", "owner records that failed",
     "abandoned requests dropped by the store",

@@ -39,7 +39,7 @@ enum class Count : uint8_t {
   kRequests, kReads, kWrites, kFlushes, kTrims, kZeroes, kFuas, kErrors,
   kBytesSent,
   kDials, kDialsRefused, kDialsLost, kDialsLate, kConnections, kDuplicates, kLateAccepts,
-  kResets, kHalfOpen, kStalls, kPartitions, kCloses, kFlips,
+  kResets, kHalfOpen, kStalls, kPartitions, kCloses, kFlips, kCuts, kDoubles, kSplices,
   kServerKills, kServerStops, kHostReboots, kClientKills, kStoreReplaced, kResizes,
   kBlocksLost, kTornWrites, kSyncFailures, kStoreErrors, kOwnerFailures, kAbandonedDropped,
   kNewSessions, kAddedConnections, kResumes, kAdoptions, kGenerationChanges, kRefusedBusy, kRefusedStale, kRefusedAgain,

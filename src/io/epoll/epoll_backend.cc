@@ -268,11 +268,12 @@ class FileJob final : public Job, public Posted {
 
 class EpollFile final : public File {
  public:
-  EpollFile(WorkerPool& pool, UniqueFd fd, bool direct) : pool_(pool), fd_(std::move(fd)), direct_(direct) {}
+  EpollFile(WorkerPool& pool, UniqueFd fd, bool direct)
+      : pool_(pool), fd_(std::move(fd)), direct_(direct), in_memory_(is_in_memory(fd_.get())) {}
 
   bool read(Loop& loop, Op& op, std::span<std::byte> into, uint64_t offset) override {
     if (!direct_) {
-      const int32_t got = read_now(fd_.get(), into, offset);
+      const int32_t got = read_now(fd_.get(), into, offset, in_memory_);
       if (got != -EAGAIN) return op.finish_now(got);
     }
     return hand_over(loop, op, FileJob::Call::kRead, into.data(), into.size(), offset);
@@ -300,6 +301,7 @@ class EpollFile final : public File {
   WorkerPool& pool_;
   UniqueFd fd_;
   bool direct_;
+  bool in_memory_;
 };
 
 class EpollBackend final : public Backend {

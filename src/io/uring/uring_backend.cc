@@ -123,11 +123,11 @@ UringLoop& ring_of(Loop& loop) { return static_cast<UringLoop&>(loop); }
 // Every loop of a process comes from one Backend, so a loop that is handed in here is a ring.
 class UringFile final : public File {
  public:
-  UringFile(UniqueFd fd, bool direct) : fd_(std::move(fd)), direct_(direct) {}
+  UringFile(UniqueFd fd, bool direct) : fd_(std::move(fd)), direct_(direct), in_memory_(is_in_memory(fd_.get())) {}
 
   bool read(Loop& loop, Op& op, std::span<std::byte> into, uint64_t offset) override {
     if (!direct_) {
-      const int32_t got = read_now(fd_.get(), into, offset);
+      const int32_t got = read_now(fd_.get(), into, offset, in_memory_);
       if (got != -EAGAIN) return op.finish_now(got);
     }
     io_uring_prep_read(&ring_of(loop).entry(op), fd_.get(), into.data(), static_cast<unsigned>(into.size()), offset);
@@ -162,6 +162,7 @@ class UringFile final : public File {
 
   UniqueFd fd_;
   bool direct_;
+  bool in_memory_;
 };
 
 class UringBackend final : public Backend {
