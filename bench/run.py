@@ -503,9 +503,10 @@ def main():
         try:
             bench.run(args.rows or list(Bench.ROWS))
         finally:
-            for path in bench.images:
-                if os.path.exists(path):
-                    os.unlink(path)
+            for image in bench.images:
+                for path in (image, f"{image}.netblk"):  # and what the server notes beside it
+                    if os.path.exists(path):
+                        os.unlink(path)
         if args.json:
             with open(args.json, "w", encoding="utf-8") as file:
                 json.dump({"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": bench.machine.words(),
