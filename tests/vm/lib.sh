@@ -44,7 +44,7 @@ finish() { [ "$t_count" -gt 0 ] || { echo "FAIL no test ran"; exit 1; }; [ $t_fa
 # listening PORT: wait until somebody listens
 listening() {
 	local i
-	for i in $(seq 400); do [ -z "$(ss -Hltn "sport = :$1")" ] || return 0; sleep 0.05; done
+	for i in $(seq 1200); do [ -z "$(ss -Hltn "sport = :$1")" ] || return 0; sleep 0.05; done
 	fail "nobody listens on port $1: $(cat "$scratch/server.$1" 2>/dev/null | tail -2)"
 }
 # serve PORT FILE SIZE_MB: the pid is in server_pid
@@ -77,8 +77,8 @@ connect() { attr connect 1; }
 disconnect() { attr disconnect 1; }
 wait_state() {
 	local i
-	for i in $(seq $((${2:-30} * 20))); do [ "$(state)" = "$1" ] && return 0; sleep 0.05; done
-	fail "state is $(state), not $1, after ${2:-30} s"
+	for i in $(seq $((${2:-120} * 20))); do [ "$(state)" = "$1" ] && return 0; sleep 0.05; done
+	fail "state is $(state), not $1, after ${2:-120} s"
 }
 # until_true SECONDS WHAT COMMAND...: until it succeeds; the bound only ends a hopeless wait
 until_true() {

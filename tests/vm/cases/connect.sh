@@ -9,7 +9,7 @@ blackhole() {
 reader() { dd if=/dev/netblk of=/dev/null bs=4096 count=1 skip=512 iflag=direct status=none; }
 
 dead_server() {
-	within 20 insmod "$NETBLK_MODULES/net_block_driver.ko" server_ip=127.0.0.1
+	within 60 insmod "$NETBLK_MODULES/net_block_driver.ko" server_ip=127.0.0.1
 	expect "$(state)" error state
 	said 'netblk: cannot connect to 127.0.0.1:10809'
 	must_fail 'input/output' reader
@@ -31,18 +31,18 @@ one_try() {
 }
 load_blackhole() {
 	blackhole
-	within 20 insmod "$NETBLK_MODULES/net_block_driver.ko" server_ip=10.99.0.2 connect_timeout_ms=1000
+	within 60 insmod "$NETBLK_MODULES/net_block_driver.ko" server_ip=10.99.0.2 connect_timeout_ms=1000
 	expect "$(state)" error state
 	must_fail 'input/output' reader
 	must_fail 'timed out' connect
-	within 10 rmmod net_block_driver
+	within 60 rmmod net_block_driver
 }
 disconnect_ends_connect() {
 	blackhole; load
 	attr server_ip 10.99.0.2; attr connect_timeout_ms 600000
 	attr connect 1 > "$scratch/said-connect" 2>&1 & local waiter=$!
 	wait_state connecting
-	within 10 bash -c "echo 1 > $sysfs/disconnect"
+	within 60 bash -c "echo 1 > $sysfs/disconnect"
 	expect "$(state)" disconnected state
 	if wait $waiter; then fail "the interrupted connect said that it succeeded"; fi
 	grep -qi cancel "$scratch/said-connect" || fail "the interrupted connect said: $(cat "$scratch/said-connect")"
@@ -52,9 +52,9 @@ K18_signal() {
 	attr server_ip 10.99.0.2; attr connect_timeout_ms 600000
 	bash -c "echo 1 > $sysfs/connect" & local waiter=$!
 	wait_state connecting
-	kill -KILL $waiter; within 10 tail --pid=$waiter -f /dev/null
-	within 10 bash -c "echo 1 > $sysfs/disconnect"
-	within 10 rmmod net_block_driver
+	kill -KILL $waiter; within 60 tail --pid=$waiter -f /dev/null
+	within 60 bash -c "echo 1 > $sysfs/disconnect"
+	within 60 rmmod net_block_driver
 }
 # a signal that the writer handles (here SIGCHLD of a background job) is not the end of a connect
 K18_harmless_signal() {
@@ -69,7 +69,7 @@ K18_kill_reader() {
 	dd if=/dev/netblk of=/dev/null bs=4096 count=1 skip=512 iflag=direct status=none & local waiter=$!
 	until_true 30 "a request in flight" eval "[ \$(awk '{print \$1}' $sysfs/inflight) = 1 ]"
 	kill -KILL $waiter
-	within 30 tail --pid=$waiter -f /dev/null
+	within 60 tail --pid=$waiter -f /dev/null
 	until_true 60 "unloading" rmmod net_block_driver
 }
 K8_busy() {
@@ -85,11 +85,11 @@ K8_busy() {
 K8_unload_dead() {
 	serve 10809 "$scratch/disk" 100; load
 	kill_server
-	within 30 rmmod net_block_driver
+	within 60 rmmod net_block_driver
 	serve 10809 "$scratch/disk" 100; load
 	if [ "$PROTOCOL" = 1 ]; then hostile 10811 "$scratch/disk2" 100 deaf; else hostile2 10811 "$scratch/disk2" 100 silent; fi
 	attr server_port 10811; connect
-	within 30 rmmod net_block_driver
+	within 60 rmmod net_block_driver
 	# after I/O errors
 	if [ "$PROTOCOL" = 1 ]; then hostile 10812 "$scratch/disk3" 4 error; else hostile2 10812 "$scratch/disk3" 4 eio-data; fi
 	load size_mb=4 server_port=10812 dead_time_ms=1000
@@ -100,7 +100,7 @@ K8_unload_while_connecting() {
 	blackhole; serve 10809 "$scratch/disk" 100; load connect_timeout_ms=500 dead_time_ms=60000 max_retries=1000
 	attr server_ip 10.99.0.2
 	bash -c "echo 1 > $sysfs/connect" 2>/dev/null & local waiter=$!
-	within 30 rmmod net_block_driver || { wait $waiter || true; within 10 rmmod net_block_driver; }
+	within 60 rmmod net_block_driver || { wait $waiter || true; within 60 rmmod net_block_driver; }
 	wait $waiter || true
 }
 connect_twice() {
@@ -120,7 +120,7 @@ disconnect_under_io() {
 		local seen; seen=$(stat_of read_bytes)
 		for _ in $(seq 200); do [ "$(stat_of read_bytes)" -gt $((seen + 100000)) ] && break; sleep 0.05; done
 		sleep 0.$((RANDOM % 10))
-		within 20 bash -c "echo 1 > $sysfs/disconnect"
+		within 60 bash -c "echo 1 > $sysfs/disconnect"
 		for _ in $(seq 600); do kill -0 $job 2>/dev/null || break; sleep 0.05; done
 		kill -0 $job 2>/dev/null && fail "fio still runs 30 s after disconnect: its I/O did not end"
 		wait $job && fail "fio saw no error"

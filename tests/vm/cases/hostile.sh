@@ -2,9 +2,11 @@
 # Servers that break the protocol (K2, K3, K4): right bytes or EIO; never stale memory, never a false success; the
 # device can always be disconnected and unloaded, and serves again with an honest server.
 . "$NETBLK_ROOT/tests/vm/lib.sh"
-quick="io_timeout_ms=500 connect_timeout_ms=100 dead_time_ms=1200 max_retries=1000"
+quick="io_timeout_ms=500 connect_timeout_ms=1000 dead_time_ms=1200 max_retries=1000"
 file=$scratch/disk-h
 
+# an honest server may be slow: what follows is not about time
+patient() { attr io_timeout_ms 60000; attr connect_timeout_ms 10000; attr dead_time_ms 600000; }
 allowed() { local got=$1 word; shift; for word in "$@"; do [ "$got" != "$word" ] || return 0; done; return 1; }
 # every FAULT WORDS ANSWERS...: each read and each write of a server that always misbehaves ends with one of ANSWERS
 always() {
@@ -16,7 +18,7 @@ always() {
 	[ "$(state)" = connected ] || { disconnect; connect 2>/dev/null || true; }
 	for got in $(within 120 "$vm/dio.py" write /dev/netblk 1056768 4096 1 2); do allowed "$got" $writes || fail "a write ended with $got, allowed: $writes"; done
 	kill_server; serve 10809 "$file" 4
-	disconnect; attr io_timeout_ms 5000; attr dead_time_ms 15000; connect
+	disconnect; patient; connect
 	expect "$("$vm/dio.py" read /dev/netblk "$file" 65536 65536 4 | sort -u)" same "reads from an honest server, afterwards"
 	unload
 }
@@ -39,7 +41,8 @@ in_flight() {
 	hostile 10809 "$file" 16 "$fault" 50; load size_mb=16 $quick dead_time_ms=60000
 	fio_job load --rw=randread --bs=4k-128k --iodepth=32 --runtime=5 --time_based --size=16m --continue_on_error=all || true
 	expect "$(awk '{print $1 + $2}' $sysfs/inflight)" 0 "requests in flight"
-	kill_server; serve 10809 "$file" 16; [ "$(state)" = connected ] || wait_state connected 10 2>/dev/null || connect
+	patient; kill_server; serve 10809 "$file" 16
+	until_true 120 "the end of the tries" eval '[ "$(state)" != connecting ]'; [ "$(state)" = connected ] || connect
 	expect "$(dd if=/dev/netblk bs=1M iflag=direct status=none | sha256sum)" "$(sha256sum < "$scratch/disk-copy")" "the whole device"
 	unload
 }

@@ -3,7 +3,7 @@
 # success; the device can always be disconnected and unloaded, and serves again with an honest server.
 . "$NETBLK_ROOT/tests/vm/lib.sh"
 file=$scratch/disk-h
-quick="protocol=2 io_timeout_ms=500 connect_timeout_ms=200 dead_time_ms=700 heartbeat_ms=100 client_id=000102030405060708090a0b0c0d0e0f"
+quick="protocol=2 io_timeout_ms=500 connect_timeout_ms=5000 dead_time_ms=700 heartbeat_ms=100 client_id=000102030405060708090a0b0c0d0e0f"
 allowed() { local got=$1 word; shift; for word in "$@"; do [ "$got" != "$word" ] || return 0; done; return 1; }
 # always FAULT READ-ANSWERS WRITE-ANSWERS: each request beyond 1 MiB meets the fault
 always() {
@@ -15,6 +15,7 @@ always() {
 	[ "$(state)" = connected ] || { disconnect; connect; }
 	got=$(within 60 "$vm/dio.py" write /dev/netblk 1056768 4096 1 1)
 	allowed "$got" $writes || fail "a write ended with $got, allowed: $writes"
+	attr dead_time_ms 60000
 	[ "$(state)" = connected ] || { disconnect; connect; }
 	expect "$("$vm/dio.py" read /dev/netblk "$file" 65536 65536 2 | sort -u)" same "honest reads, afterwards"
 	unload; kill_server
@@ -61,7 +62,7 @@ in_flight() {
 welcomes() {
 	local fault
 	for fault in crc slots block size long feature half garbage; do
-		hostile2 10809 "$file" 4 welcome-$fault; load $quick
+		hostile2 10809 "$file" 4 welcome-$fault; load $quick connect_timeout_ms=500
 		expect "$(state)" error "state with welcome-$fault"
 		must_fail 'protocol error\|timed out\|reset' connect
 		unload; kill_server

@@ -33,7 +33,8 @@ server_process_restart() {
 
 server_host_reboot_with_lost_cache() {
 	serve_disk; load2
-	mkfs.ext4 -q /dev/netblk; mount /dev/netblk $mnt
+	# no commit of the journal may flush what is to be lost
+	mkfs.ext4 -q /dev/netblk; mount -o commit=3600 /dev/netblk $mnt
 	random_file "$scratch/kept" 1M; cp "$scratch/kept" $mnt/kept; fallocate -l 1M $mnt/file; dd if=/dev/zero of=$mnt/file bs=64k count=16 conv=notrunc,fsync status=none
 	sync -f $mnt
 	# what the machine's disk has is this; what comes now is in its cache alone

@@ -45,6 +45,7 @@ slow() {
 	local below sum; sum=$(histogram_sum read_latency_us)
 	kill -STOP $server_pid
 	dd if=/dev/netblk of=/dev/null bs=4k count=1 skip=99 iflag=direct status=none & local reader=$!
+	until_true 60 "a read in flight" eval "[ \$(awk '{print \$1}' $sysfs/inflight) = 1 ]"
 	sleep 0.6; kill -CONT $server_pid; wait $reader
 	below=$(histogram_below read_latency_us 262144)
 	expect $(($(histogram_sum read_latency_us) - sum)) 1 "reads counted"

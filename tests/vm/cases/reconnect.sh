@@ -52,7 +52,7 @@ gone_for_good() {
 	said 'netblk: gave up'
 	[ "$(stat_of errors)" -gt 0 ] || fail "no errors counted"
 	within 60 umount $mnt
-	within 30 rmmod net_block_driver
+	within 60 rmmod net_block_driver
 }
 K22_stopped() {
 	serve 10809 "$scratch/disk" 100; load
@@ -63,7 +63,7 @@ K22_stopped() {
 	wait_state error
 	within 60 bash -c "dd if=/dev/zero of=$mnt/more bs=4096 count=4 oflag=direct status=none" && fail "a write to a stopped server succeeded"
 	within 60 umount $mnt
-	within 30 rmmod net_block_driver
+	within 60 rmmod net_block_driver
 	kill -CONT $server_pid
 }
 K22_returns() {
@@ -72,7 +72,7 @@ K22_returns() {
 	within 60 dd if=/dev/netblk of=/dev/null bs=4096 count=1 iflag=direct status=none && fail "a read from a stopped server succeeded"
 	wait_state error
 	kill -CONT $server_pid
-	connect; within 30 dd if=/dev/netblk of=/dev/null bs=4096 count=1 iflag=direct status=none
+	connect; within 60 dd if=/dev/netblk of=/dev/null bs=4096 count=1 iflag=direct status=none
 }
 retries_used_up() {
 	serve 10809 "$scratch/disk" 100; load max_retries=3 connect_timeout_ms=200 dead_time_ms=600000

@@ -13,7 +13,7 @@ sync_device() { python3 -c 'import os; fd = os.open("/dev/netblk", os.O_RDWR); o
 # (a server that inherits what the test holds open would keep the device open)
 restart_server() { kill_server; serve "$@" 5>&- 6>&-; }
 reboot_server() { kill_server; rm -rf /run/netblk; serve "$@" 5>&- 6>&-; }
-until_value() { local i; for i in $(seq 200); do [ "$(cat "$sysfs/$1")" = "$2" ] && return; sleep 0.05; done; fail "$1 is '$(cat "$sysfs/$1")', not '$2'"; }
+until_value() { local i; for i in $(seq 1200); do [ "$(cat "$sysfs/$1")" = "$2" ] && return; sleep 0.05; done; fail "$1 is '$(cat "$sysfs/$1")', not '$2'"; }
 lost() { cut -c1-3 $sysfs/lost; }
 
 quick_start() {
@@ -87,7 +87,7 @@ law3_host_reboot() {
 }
 law3_mounted() {
 	serve 10809 "$scratch/disk" 100; load2
-	mkfs.ext4 -q /dev/netblk; mount /dev/netblk $mnt; sync -f $mnt
+	mkfs.ext4 -q /dev/netblk; mount -o commit=3600 /dev/netblk $mnt; sync -f $mnt
 	random_file "$scratch/blob" 4M
 	cp "$scratch/blob" $mnt/a; restart_server 10809 "$scratch/disk" 100; sync -f $mnt; cmp "$scratch/blob" $mnt/a
 	exec 6> $mnt/b; dd if="$scratch/blob" of=$mnt/b bs=64k oflag=direct conv=notrunc status=none
@@ -149,7 +149,7 @@ owners() {
 	disconnect; echo 1 > $second/connect; expect "$(cat $second/state)" connected "the second, alone"
 	must_fail 'busy' connect
 	attr access takeover; connect
-	local i; for i in $(seq 100); do [ "$(cat $second/state)" = error ] && break; sleep 0.1; done
+	local i; for i in $(seq 600); do [ "$(cat $second/state)" = error ] && break; sleep 0.1; done
 	expect "$(cat $second/state)" error "the one that was fenced"
 	[[ $(cat $second/reason) = fenced* ]] || fail "reason: $(cat $second/reason)"
 	read_one
@@ -167,12 +167,12 @@ fall_back() {
 	unload
 }
 K22_silent() {
-	serve 10809 "$scratch/disk" 100; load2 heartbeat_ms=1000 dead_time_ms=4000
+	serve 10809 "$scratch/disk" 100; load2 heartbeat_ms=1500 dead_time_ms=8000
 	mkfs.ext4 -q /dev/netblk; mount /dev/netblk $mnt; sync -f $mnt
 	kill -STOP $server_pid
 	# with no I/O at all
 	wait_state error; said 'no heartbeat for three periods'
-	within 60 umount $mnt; within 10 rmmod net_block_driver; kill -CONT $server_pid
+	within 60 umount $mnt; within 60 rmmod net_block_driver; kill -CONT $server_pid
 }
 K17_attributes() {
 	serve 10809 "$scratch/disk" 100; load2
@@ -195,8 +195,8 @@ K1_disconnect() {
 	local round
 	for round in 1 2 3; do
 		fio_job d --rw=randrw --bs=4k-64k --iodepth=32 --time_based --runtime=60 --size=64m 2> /dev/null & local job=$!
-		sleep 0.$((RANDOM % 9 + 1)); within 20 bash -c "echo 1 > $sysfs/disconnect"
-		within 30 tail --pid=$job -f /dev/null
+		sleep 0.$((RANDOM % 9 + 1)); within 60 bash -c "echo 1 > $sysfs/disconnect"
+		within 60 tail --pid=$job -f /dev/null
 		expect "$(awk '{print $1 + $2}' $sysfs/inflight)" 0 "requests in flight after disconnect"
 		connect; read_one
 	done

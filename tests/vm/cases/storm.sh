@@ -24,7 +24,7 @@ K7() {
 		load
 		sleep 0.0$((RANDOM % 9))
 		# somebody may have it open
-		for _ in $(seq 500); do rmmod net_block_driver 2>/dev/null && { done=$((done+1)); break; }; sleep 0.01; done
+		for _ in $(seq 3000); do rmmod net_block_driver 2>/dev/null && { done=$((done+1)); break; }; sleep 0.01; done
 	done
 	expect "$done" "$loops" "unloads"
 }
