@@ -97,7 +97,7 @@ K8_unload_dead() {
 	unload
 }
 K8_unload_while_connecting() {
-	blackhole; serve 10809 "$scratch/disk" 100; load connect_timeout_ms=500 dead_time_ms=60000 max_retries=1000
+	blackhole; serve 10809 "$scratch/disk" 100; load connect_timeout_ms=500 dead_time_ms=600000 max_retries=1000
 	attr server_ip 10.99.0.2
 	bash -c "echo 1 > $sysfs/connect" 2>/dev/null & local waiter=$!
 	within 60 rmmod net_block_driver || { wait $waiter || true; within 60 rmmod net_block_driver; }

@@ -26,7 +26,7 @@ always() {
 sometimes() {
 	local fault=$1 argument=${2:-0} got
 	random_file "$file" 4M
-	hostile 10809 "$file" 4 "$fault" 7 "$argument"; load size_mb=4 $quick dead_time_ms=60000
+	hostile 10809 "$file" 4 "$fault" 7 "$argument"; load size_mb=4 $quick dead_time_ms=600000
 	got=$(within 180 "$vm/dio.py" read /dev/netblk "$file" 1048576 4096 40 | sort | uniq -c | tr -s ' \n' ' ')
 	expect "$got" " 40 same " "40 reads"
 	got=$(within 180 "$vm/dio.py" write /dev/netblk 2097152 4096 7 20 | sort | uniq -c | tr -s ' \n' ' ')
@@ -38,7 +38,7 @@ sometimes() {
 in_flight() {
 	local fault=$1
 	random_file "$file" 16M; cp "$file" "$scratch/disk-copy"
-	hostile 10809 "$file" 16 "$fault" 50; load size_mb=16 $quick dead_time_ms=60000
+	hostile 10809 "$file" 16 "$fault" 50; load size_mb=16 $quick dead_time_ms=600000
 	fio_job load --rw=randread --bs=4k-128k --iodepth=32 --runtime=5 --time_based --size=16m --continue_on_error=all || true
 	expect "$(awk '{print $1 + $2}' $sysfs/inflight)" 0 "requests in flight"
 	patient; kill_server; serve 10809 "$file" 16

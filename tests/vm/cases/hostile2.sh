@@ -36,7 +36,7 @@ sometimes() {
 	local fault got
 	for fault in cookie header-crc payload-crc half-close reset silent; do
 		random_file "$file" 4M
-		hostile2 10809 "$file" 4 $fault 7; load $quick dead_time_ms=60000
+		hostile2 10809 "$file" 4 $fault 7; load $quick dead_time_ms=600000
 		got=$(within 60 "$vm/dio.py" read /dev/netblk "$file" 1048576 4096 20 | sort | uniq -c | tr -s ' \n' ' ')
 		expect "$got" " 20 same " "20 reads with $fault"
 		got=$(within 60 "$vm/dio.py" write /dev/netblk 2097152 4096 7 20 | sort | uniq -c | tr -s ' \n' ' ')
@@ -50,7 +50,7 @@ in_flight() {
 	local fault
 	for fault in cookie half-close payload-crc; do
 		random_file "$file" 16M; cp "$file" "$scratch/disk-copy"
-		hostile2 10809 "$file" 16 $fault 50; load $quick dead_time_ms=60000 connections=2
+		hostile2 10809 "$file" 16 $fault 50; load $quick dead_time_ms=600000 connections=2
 		fio_job load --rw=randread --bs=4k-128k --iodepth=32 --runtime=3 --time_based --size=16m
 		expect "$(awk '{print $1 + $2}' $sysfs/inflight)" 0 "requests in flight"
 		expect "$(stat_of errors)" 0 "errors"

@@ -3,14 +3,14 @@
 . "$NETBLK_ROOT/tests/vm/lib.sh"
 with() {
 	tc qdisc replace dev lo root netem "$@" || skip "this kernel has no netem"
-	serve 10809 "$scratch/disk" 100; load dead_time_ms=60000 max_retries=1000 io_timeout_ms=20000
+	serve 10809 "$scratch/disk" 100; load dead_time_ms=600000 max_retries=1000 io_timeout_ms=20000
 	fio_job v --rw=randwrite --bs=4k-64k --size=${SIZE:-6m} --iodepth=16 --verify=crc32c --verify_fatal=1
 	expect "$(stat_of errors)" 0 errors
 	unload
 }
 lost() { with "$@"; tc qdisc del dev lo root; }
 cut() {
-	serve 10809 "$scratch/disk" 100; load dead_time_ms=60000 max_retries=1000 connect_timeout_ms=300 io_timeout_ms=1000
+	serve 10809 "$scratch/disk" 100; load dead_time_ms=600000 max_retries=1000 connect_timeout_ms=3000 io_timeout_ms=1000
 	fio_job v --rw=randwrite --bs=4k --size=32m --iodepth=16 --verify=crc32c --verify_fatal=1 --time_based --runtime=6 & local job=$!
 	sleep 1; tc qdisc replace dev lo root netem loss 100% || { kill $job; skip "this kernel has no netem"; }
 	sleep 2.5; tc qdisc del dev lo root

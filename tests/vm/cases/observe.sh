@@ -41,7 +41,7 @@ counts_of_each() {
 }
 # a server that holds its answers back for half a second: the histogram says so, and a loss is a reconnect and no error
 slow() {
-	serve 10809 "$scratch/disk" 100; load max_retries=100 connect_timeout_ms=200
+	serve 10809 "$scratch/disk" 100; load max_retries=100 connect_timeout_ms=3000
 	local below sum; sum=$(histogram_sum read_latency_us)
 	kill -STOP $server_pid
 	dd if=/dev/netblk of=/dev/null bs=4k count=1 skip=99 iflag=direct status=none & local reader=$!
@@ -61,7 +61,7 @@ slow() {
 	connect; expect "$(count_of reconnects)" "$reconnects" "reconnects after a connect by hand"
 }
 traces() {
-	serve 10809 "$scratch/disk" 100; load max_retries=100 connect_timeout_ms=200; tracing
+	serve 10809 "$scratch/disk" 100; load max_retries=100 connect_timeout_ms=3000; tracing
 	dd if=/dev/zero of=/dev/netblk bs=8k seek=3 count=1 oflag=direct status=none
 	dd if=/dev/netblk of=/dev/null bs=4k skip=5 count=4 iflag=direct status=none
 	grep -qE 'netblk_issue: netblk queue=[0-9]+ tag=[0-9]+ write sector=48 bytes=8192$' $tracefs/trace || fail "no issue of the write: $(tail -12 $tracefs/trace)"

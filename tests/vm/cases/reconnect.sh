@@ -6,7 +6,7 @@ PROTOCOL=1
 
 # kill -9 and restart under verified writes: no error and no miscompare
 kill_restart() {
-	serve 10809 "$scratch/disk" 100; load dead_time_ms=60000 max_retries=1000 connect_timeout_ms=300
+	serve 10809 "$scratch/disk" 100; load dead_time_ms=600000 max_retries=1000 connect_timeout_ms=1000
 	fio --name=verify --filename=/dev/netblk --direct=1 --ioengine=libaio --iodepth=16 --rw=randwrite --bs=4k --size=48m --verify=crc32c \
 		--verify_backlog=64 --loops=100 --time_based --runtime=$((${ROUNDS:-4} * 2 + 2)) --verify_fatal=1 --minimal --output="$scratch/fio" > "$scratch/fio.err" 2>&1 & local job=$!
 	local round
@@ -22,7 +22,7 @@ kill_restart() {
 	unload
 }
 mounted() {
-	serve 10809 "$scratch/disk" 100; load dead_time_ms=60000 max_retries=1000 connect_timeout_ms=300
+	serve 10809 "$scratch/disk" 100; load dead_time_ms=600000 max_retries=1000 connect_timeout_ms=1000
 	mkfs.ext4 -q /dev/netblk; mount /dev/netblk $mnt
 	random_file /tmp/blob 12M
 	local round
@@ -37,7 +37,7 @@ mounted() {
 }
 # an idle connection that the server closes is noticed, and made again, without I/O
 idle() {
-	serve 10809 "$scratch/disk" 100; load connect_timeout_ms=300 max_retries=1000 dead_time_ms=60000
+	serve 10809 "$scratch/disk" 100; load connect_timeout_ms=1000 max_retries=1000 dead_time_ms=600000
 	kill_server; wait_state connecting
 	serve 10809 "$scratch/disk" 100; wait_state connected
 	expect "$(stat_of errors)" 0 errors
@@ -67,7 +67,7 @@ K22_stopped() {
 	kill -CONT $server_pid
 }
 K22_returns() {
-	serve 10809 "$scratch/disk" 100; load io_timeout_ms=1000 connect_timeout_ms=500 dead_time_ms=4000
+	serve 10809 "$scratch/disk" 100; load io_timeout_ms=1000 connect_timeout_ms=2000 dead_time_ms=4000
 	kill -STOP $server_pid
 	within 60 dd if=/dev/netblk of=/dev/null bs=4096 count=1 iflag=direct status=none && fail "a read from a stopped server succeeded"
 	wait_state error

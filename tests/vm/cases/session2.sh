@@ -4,7 +4,7 @@
 . "$NETBLK_ROOT/tests/vm/lib.sh"
 [ "$netblk_server" != "$vm/simple_server.py" ] || { echo "SKIP session2: netblk_server is not built"; exit 0; }
 id=000102030405060708090a0b0c0d0e0f other=101112131415161718191a1b1c1d1e1f
-load2() { load protocol=2 client_id=$id dead_time_ms=60000 connect_timeout_ms=1000 "$@"; }
+load2() { load protocol=2 client_id=$id dead_time_ms=600000 connect_timeout_ms=3000 "$@"; }
 read_one() { dd if=/dev/netblk of=/dev/null bs=4096 count=1 skip=${1:-512} iflag=direct status=none; }
 # write without a flush behind it: dd's direct writes are acknowledged, and no more
 unflushed_write() { "$vm/dio.py" write /dev/netblk 1048576 4096 7 "${1:-1}" > /dev/null; }
@@ -158,7 +158,7 @@ owners() {
 	unload
 }
 fall_back() {
-	serve_simple 10809 "$scratch/disk" 100; load connect_timeout_ms=500 dead_time_ms=1000
+	serve_simple 10809 "$scratch/disk" 100; load connect_timeout_ms=3000 dead_time_ms=1000
 	expect "$(state) $(cat $sysfs/protocol)" 'connected 1' "an old server"; read_one; disconnect; kill_server
 	serve 10809 "$scratch/disk" 100; connect; expect "$(cat $sysfs/protocol)" 2 "a new server"
 	kill_server; serve_simple 10809 "$scratch/disk" 100

@@ -53,7 +53,7 @@ K15() {
 }
 # verified I/O from two processors while the connection comes and goes
 verify_smp() {
-	serve 10809 "$scratch/disk" 100; load dead_time_ms=60000 max_retries=1000 connect_timeout_ms=200
+	serve 10809 "$scratch/disk" 100; load dead_time_ms=600000 max_retries=1000 connect_timeout_ms=3000
 	fio --name=v --filename=/dev/netblk --direct=1 --ioengine=libaio --iodepth=16 --rw=randwrite --bs=4k --numjobs=2 --size=24m --offset_increment=32m --verify=crc32c --verify_backlog=64 \
 		--verify_fatal=1 --time_based --runtime=$((loops / 4 + 4)) --minimal --output="$scratch/fio" & local job=$!
 	background read_attributes
