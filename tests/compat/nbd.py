@@ -96,31 +96,38 @@ class Stream:
         for fd in (rfd, wfd):
             os.set_blocking(fd, False)
         self.received, self.queued, self.end = bytearray(), collections.deque(), None
+        self.beside = ()  # other connections of this client, which it does not neglect while it sends or waits here
 
     def _pump(self, deadline):
-        wait = select.poll()
-        if self.end is None:
-            wait.register(self.rfd, select.POLLIN)
+        wanted = collections.defaultdict(int)  # one entry where both are one socket
+        readers = {stream.rfd: stream for stream in (self, *self.beside) if stream.end is None}
+        for fd in readers:
+            wanted[fd] |= select.POLLIN
         if self.queued:
-            wait.register(self.wfd, select.POLLOUT)
+            wanted[self.wfd] |= select.POLLOUT
+        wait = select.poll()
+        for fd, events in wanted.items():
+            wait.register(fd, events)
         left = deadline - time.monotonic()
         if left <= 0 or not (ready := wait.poll(left * 1000)):
             raise TimeoutError(f"nothing for {self.timeout:g} s; {len(self.received)} bytes not yet used")
         for fd, what in ready:
             if fd == self.wfd and self.queued and what & (select.POLLOUT | select.POLLERR):
                 self._write()
-            if fd == self.rfd and self.end is None and what & (select.POLLIN | select.POLLHUP | select.POLLERR):
-                try:
-                    data = os.read(self.rfd, 4 << 20)
-                except BlockingIOError:
-                    continue
-                except (ConnectionResetError, BrokenPipeError):
-                    self.end = "reset"
-                    continue
-                if data:
-                    self.received += data
-                else:
-                    self.end = "end of stream"
+            if fd in readers and what & (select.POLLIN | select.POLLHUP | select.POLLERR):
+                readers[fd]._read()
+
+    def _read(self):
+        try:
+            data = os.read(self.rfd, 4 << 20)
+        except BlockingIOError:
+            return
+        except (ConnectionResetError, BrokenPipeError):
+            self.end = "reset"
+            return
+        self.received += data
+        if not data:
+            self.end = "end of stream"
 
     def _write(self):
         try:

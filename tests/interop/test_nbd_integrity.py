@@ -95,6 +95,8 @@ def connections(s, n, replies):
         else:
             c.export_name("disk")
         out.append(c)
+    for c in out:
+        c.stream.beside = [other.stream for other in out if other is not c]
     return out
 
 
