@@ -6,6 +6,8 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
+#include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -20,6 +22,7 @@
 #include "netblk_version.h"
 #include "server/server.h"
 #include "server_places.h"
+#include "server_stdio.h"
 #include "store_spec.h"
 #include "transport/tcp.h"
 
@@ -27,6 +30,7 @@ namespace netblk::tools {
 namespace {
 
 constexpr unsigned kFileThreads = 8;
+constexpr rlim_t kKeptDescriptors = 128;  // of rings, threads, records and what a reload opens
 
 struct Arguments {
   std::vector<std::string> positional;
@@ -39,7 +43,8 @@ struct Arguments {
   std::string trace;
   std::string io = "auto";
   unsigned threads = 0;
-  double request_timeout_s = static_cast<double>(limits::kRequestTimeoutMs) / 1000;
+  bool stdio = false;
+  server::Settings settings;
 };
 
 // The path as a store has it: characters that would mean something there are written as %XX.
@@ -68,7 +73,7 @@ Result<server::Config> original_form(const std::vector<std::string>& words) {
   server::ExportConfig served;
   served.store = fmt::format("file:{}?size={}M", escaped(words[1]), *size_mib);
   config.exports.push_back(std::move(served));
-  config.listens.push_back({.uri = "netblk://", .host = "", .port = static_cast<uint16_t>(*port)});
+  config.listens.push_back(server::parse_listen(fmt::format("netblk://:{}", *port)).value());
   return config;
 }
 
@@ -95,24 +100,39 @@ Result<std::unique_ptr<io::Backend>> choose_backend(const std::string& wanted) {
   return io::make_epoll_backend(kFileThreads);
 }
 
-// Each connection is a descriptor: take all that the system lets this process have.
-void raise_descriptor_limit() {
+// Each connection is a descriptor: takes all that the system lets this process have. How many connections that makes,
+// beside `others`, stores and listeners.
+uint32_t raise_descriptor_limit(size_t others) {
   rlimit limit{};
-  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return limits::kMaxConnections;
   limit.rlim_cur = std::min<rlim_t>(limit.rlim_max, rlim_t{limits::kMaxConnections} * 2);
   (void)::setrlimit(RLIMIT_NOFILE, &limit);
+  (void)::getrlimit(RLIMIT_NOFILE, &limit);
+  const rlim_t kept = kKeptDescriptors + 4 * others;
+  return static_cast<uint32_t>(std::clamp<rlim_t>(limit.rlim_cur > kept ? limit.rlim_cur - kept : 1, 1,
+                                                  limits::kMaxConnections));
 }
 
 int serve(const Arguments& arguments, const server::Config& config) {
-  raise_descriptor_limit();
+  const uint32_t most = raise_descriptor_limit(config.exports.size() + config.listens.size());
+  // Before the first thread and the first listen: from there on a signal means a drain, not a sudden end.
+  server::Server::block_signals();
+  std::unique_ptr<StdioClient> client;
+  if (arguments.stdio) {
+    auto taken = StdioClient::take();
+    if (!taken) return fail(kFailed, taken.error().message);
+    client = std::move(taken).value();
+  }
   auto backend = choose_backend(arguments.io);
   if (!backend) return fail(kFailed, backend.error().message);
   const io::SteadyClock clock;
   server::ServerOptions options;
   options.threads = arguments.threads != 0 ? arguments.threads : std::thread::hardware_concurrency();
+  if (arguments.stdio) options.threads = 1;
   options.threads = std::clamp(options.threads, 1u, limits::kMaxLoops);
-  options.shard.request_timeout_ms = static_cast<uint64_t>(arguments.request_timeout_s * 1000);
-  options.shard.prepare_socket = transport::tune_tcp;
+  options.settings = arguments.settings;
+  options.most_connections = most;
+  options.prepare_socket = transport::tune_tcp;
   options.config_path = arguments.config_path;
   options.config_listens = arguments.config_listens;
   options.config_state_dir = arguments.config_state_dir;
@@ -121,8 +141,6 @@ int serve(const Arguments& arguments, const server::Config& config) {
   const auto open = [&](const std::string& store, bool read_only, const std::string& name) {
     return open_store(*backend.value(), store, read_only, surroundings, name);
   };
-  // Before the first listen: from there on a signal means a drain, not a sudden end.
-  server::Server::block_signals();
   server::Server server(*backend.value(), clock, open, take_place, options);
   if (auto opened = server.open(config); !opened)
     return fail(opened.error().code == EINVAL && arguments.config_path.empty() ? kMalformed : kFailed,
@@ -131,8 +149,42 @@ int serve(const Arguments& arguments, const server::Config& config) {
   std::printf("netblk_server " NETBLK_VERSION "\n");
   for (const std::string& line : server.banner()) std::printf("  %s\n", line.c_str());
   std::fflush(stdout);
-  server.run();
+  io::UniqueFd only;
+  if (client != nullptr) only = client->socket();
+  server.run(std::move(only));
+  client.reset();
   std::printf("stopped\n");
+  return 0;
+}
+
+// What to serve, by whichever way it was said; not 0: the exit status of a mistake that was told.
+int configuration(Arguments& arguments, server::Config& config) {
+  if (!arguments.positional.empty()) {
+    if (!arguments.exports.empty() || !arguments.listens.empty() || !arguments.config_path.empty() || arguments.stdio)
+      return fail(kMalformed, "PORT FILE SIZE_MB goes without --export, --listen, --config and --stdio");
+    if (arguments.positional.size() != 3)
+      return fail(kMalformed, "usage: netblk_server PORT FILE SIZE_MB, or --export NAME=STORE; see --help");
+    auto original = original_form(arguments.positional);
+    if (!original) return fail(kMalformed, original.error().message);
+    config = std::move(original).value();
+    return 0;
+  }
+  if (!arguments.config_path.empty()) {
+    if (!arguments.exports.empty()) return fail(kMalformed, "exports come from --config or from --export, not from both");
+    auto read = server::read_config(arguments.config_path);
+    if (!read) return fail(kFailed, read.error().message);
+    config = std::move(read).value();
+    arguments.config_listens = server::listen_uris(config);
+    arguments.config_state_dir = config.state_dir;
+    if (arguments.state_dir.empty()) arguments.state_dir = config.state_dir;
+  }
+  auto given = from_options(arguments);
+  if (!given) return fail(kMalformed, given.error().message);
+  if (arguments.config_path.empty()) config.exports = given.value().exports;
+  config.listens.insert(config.listens.end(), given.value().listens.begin(), given.value().listens.end());
+  if (config.exports.empty())
+    return fail(kMalformed, "nothing to export; usage: netblk_server PORT FILE SIZE_MB, or netblk_server --export NAME=STORE; "
+                            "see --help");
   return 0;
 }
 
@@ -141,19 +193,20 @@ int run(int argc, char** argv) {
   ::mallopt(M_MMAP_THRESHOLD, 128 << 10);
 
   Arguments arguments;
-  CLI::App app("Serves block devices over TCP (netblk/1).", "netblk_server");
+  CLI::App app("Serves block devices: netblk/1, netblk/2 and NBD, over TCP and unix sockets.", "netblk_server");
   app.set_version_flag("--version", std::string("netblk_server " NETBLK_VERSION));
   app.add_option("PORT FILE SIZE_MB", arguments.positional,
                  "The original form: netblk on PORT of every address; FILE is created, or grown to SIZE_MB MiB");
   app.add_option("--export", arguments.exports,
                  "NAME=STORE, again for more. STORE: file:PATH[?size=10G][&direct=1], mem:SIZE, null:SIZE; in its query "
-                 "also ro, allow=CIDR[,CIDR], max-conns=N; offset=BYTES&size=BYTES, partition=N, rate=BYTES, iops=N, trace=FILE, "
-                 "readonly=1, delay-ms=N, fault=read+write+flush+trim. netblk/1 clients get the first export")
+                 "also ro, allow=CIDR[,CIDR], max-conns=N, description=TEXT; offset=BYTES&size=BYTES, partition=N, rate=BYTES, "
+                 "iops=N, trace=FILE, readonly=1, delay-ms=N, fault=read+write+flush+trim. netblk/1 clients get the first export")
       ->type_name("NAME=STORE")
       ->expected(1)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   app.add_option("--listen", arguments.listens,
-                 "netblk://HOST:PORT, again for more. Default: netblk://127.0.0.1:10809 and netblk://[::1]:10809")
+                 "netblk://HOST:PORT, nbd://HOST:PORT, nbd+unix:///PATH[?mode=600] or netblk+unix:///PATH, again for more. "
+                 "Default: netblk on port 10809 and NBD on port 10810 of 127.0.0.1 and ::1")
       ->type_name("URI")
       ->expected(1)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
@@ -174,10 +227,26 @@ int run(int argc, char** argv) {
   app.add_option("--threads", arguments.threads, "Threads that serve connections. Default: one for each CPU")
       ->check(CLI::Range(1u, limits::kMaxLoops))
       ->type_name("N");
-  app.add_option("--request-timeout", arguments.request_timeout_s,
-                 "Seconds that a request's header (at most 10), and then its data, may take to arrive. Default: 30")
-      ->check(CLI::Range(0.1, 86400.0))
-      ->type_name("SECONDS");
+  app.add_flag("--stdio", arguments.stdio, "Serve one NBD client on the standard input and output, and end with it");
+  const auto count = [&app](const char* name, std::optional<uint32_t>& value, const char* text) {
+    app.add_option(name, value, text)->check(CLI::Range(1u, limits::kMaxConnections))->type_name("N");
+  };
+  count("--max-connections", arguments.settings.max_connections,
+        "Connections at a time; at the limit a new one takes the place of the oldest that is still in its handshake, or is "
+        "refused. Default: 16384");
+  count("--max-connections-per-address", arguments.settings.max_connections_per_address,
+        "The same, of one client's address (unix sockets have none). Default: no limit of its own");
+  const auto seconds = [&app](const char* name, std::optional<uint64_t>& value_ms, const char* text) {
+    app.add_option_function<double>(name, [&value_ms](double given) { value_ms = static_cast<uint64_t>(given * 1000); }, text)
+        ->check(CLI::Range(limits::kMinTimeoutSeconds, limits::kMaxTimeoutSeconds))
+        ->type_name("SECONDS");
+  };
+  seconds("--handshake-timeout", arguments.settings.handshake_timeout_ms,
+          "Seconds that a client has for its handshake, all of it. Default: 10");
+  seconds("--request-timeout", arguments.settings.request_timeout_ms,
+          "Seconds that a request's header (at most 10), and then its data, may take to arrive. Default: 30");
+  seconds("--send-timeout", arguments.settings.send_timeout_ms,
+          "Seconds for which a client may take no byte of its replies. Default: 30");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -186,35 +255,22 @@ int run(int argc, char** argv) {
   }
   if (trace->count() > 0 && arguments.trace.empty()) arguments.trace = "-";
 
-  if (!arguments.positional.empty()) {
-    if (!arguments.exports.empty() || !arguments.listens.empty() || !arguments.config_path.empty())
-      return fail(kMalformed, "PORT FILE SIZE_MB goes without --export, --listen and --config");
-    if (arguments.positional.size() != 3)
-      return fail(kMalformed, "usage: netblk_server PORT FILE SIZE_MB, or --export NAME=STORE; see --help");
-    auto config = original_form(arguments.positional);
-    if (!config) return fail(kMalformed, config.error().message);
-    return serve(arguments, config.value());
+  auto inherited = inherited_listens();
+  if (!inherited) return fail(kFailed, inherited.error().message);
+  if (arguments.stdio) {
+    if (!arguments.listens.empty()) return fail(kMalformed, "--stdio serves one client, and goes without --listen");
+    if (!inherited.value().empty())
+      return fail(kMalformed, "--stdio serves one client, and goes without the sockets of LISTEN_FDS");
   }
   server::Config config;
-  if (!arguments.config_path.empty()) {
-    if (!arguments.exports.empty()) return fail(kMalformed, "exports come from --config or from --export, not from both");
-    auto read = server::read_config(arguments.config_path);
-    if (!read) return fail(kFailed, read.error().message);
-    config = std::move(read).value();
-    arguments.config_listens = server::listen_uris(config);
-    arguments.config_state_dir = config.state_dir;
-    if (arguments.state_dir.empty()) arguments.state_dir = config.state_dir;
-  }
-  auto given = from_options(arguments);
-  if (!given) return fail(kMalformed, given.error().message);
-  if (arguments.config_path.empty()) config.exports = given.value().exports;
-  config.listens.insert(config.listens.end(), given.value().listens.begin(), given.value().listens.end());
-  if (config.exports.empty())
-    return fail(kMalformed, "nothing to export; usage: netblk_server PORT FILE SIZE_MB, or netblk_server --export NAME=STORE; "
-                            "see --help");
-  if (config.listens.empty()) {
-    config.listens.push_back({.uri = "netblk://127.0.0.1:10809", .host = "127.0.0.1", .port = 10809});
-    config.listens.push_back({.uri = "netblk://[::1]:10809", .host = "::1", .port = 10809, .optional = true});
+  if (auto made = configuration(arguments, config); made != 0) return made;
+  if (arguments.stdio) {
+    config.listens.clear();
+  } else if (!inherited.value().empty()) {
+    say_on_stderr();
+    config.listens.insert(config.listens.end(), inherited.value().begin(), inherited.value().end());
+  } else if (config.listens.empty()) {
+    config.listens = server::default_listens();
   }
   return serve(arguments, config);
 }

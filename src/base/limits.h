@@ -54,9 +54,18 @@ inline constexpr unsigned kIdleSweeps = 4;
 // Connections: the server's own bound; `max-conns=` sets one per export.
 inline constexpr uint32_t kMaxConnections = 16384;
 
+// Of these, NBD's that have not ended their handshake; a newcomer takes the place of the oldest. Each has a receive buffer
+// of kReceiveIdleBytes and little else.
+inline constexpr uint32_t kMaxHandshakes = 1024;
+inline constexpr size_t kMaxHandshakeBytes = 64u << 10;
+
+// Lines of the log about connections that were refused or came to nothing: so many a second, the others are counted.
+inline constexpr uint32_t kRefusalLines = 100;
+
 inline constexpr uint32_t kMaxLoops = 64;
 inline constexpr uint32_t kMaxExports = 4096;
 inline constexpr size_t kMaxExportNameBytes = 4096;
+inline constexpr size_t kMaxDescriptionBytes = 4096;  // a string of NBD has no more
 inline constexpr size_t kMaxConfigFileBytes = 1u << 20;
 
 // What is written down about a store, its owners included.
@@ -99,6 +108,8 @@ inline constexpr uint64_t kHeaderTimeoutMs = 10'000;
 inline constexpr uint64_t kRequestTimeoutMs = 30'000;
 inline constexpr uint64_t kHandshakeTimeoutMs = 10'000;  // of NBD; of netblk/2 from the hello's first byte on
 inline constexpr uint64_t kSendStallTimeoutMs = 30'000;
+inline constexpr double kMinTimeoutSeconds = 0.1;  // of those that a user may set
+inline constexpr double kMaxTimeoutSeconds = 86400;
 inline constexpr uint64_t kStoreLockWaitMs = 10'000;
 inline constexpr uint64_t kSweepPeriodMs = 250;
 inline constexpr uint64_t kDrainTimeoutMs = 30'000;     // of the whole stop
@@ -107,6 +118,7 @@ inline constexpr uint64_t kDrainStallTimeoutMs = 5'000;  // of a client that tak
 static_assert(kMaxRequestBytes % kSectorBytes == 0);
 static_assert(kSendReplies <= kConnectionSlots && kSendReplies <= kKernelMaxIov);
 static_assert(kSendReplies2 * 2 + 2 <= kKernelMaxIov, "a header and data for each, and what is said unasked");
+static_assert(kReceiveIdleBytes * 2 < kMaxHandshakeBytes && kMaxHandshakes < kMaxConnections);
 static_assert(kReceiveIdleBytes < kReceiveBusyBytes && kReceiveBusyBytes < kConnectionDataBytes);
 static_assert(kConnectionFreeBytes < kConnectionDataBytes && kConnectionDataBytes <= kLoopDataBytes);
 static_assert(kMaxRequestBytes <= kLoopDataBytes);

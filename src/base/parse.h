@@ -16,6 +16,11 @@ std::optional<uint64_t> parse_unsigned(std::string_view text, uint64_t minimum, 
 // Nothing on garbage or on a size above limits::kMaxDeviceBytes.
 std::optional<uint64_t> parse_size(std::string_view text);
 
+// %XX stands for a byte. Nothing where a % has no two hexadecimal digits behind it.
+std::optional<std::string> percent_decoded(std::string_view text);
+// What stands for itself in the path of a URI stays as it is.
+std::string percent_encoded(std::string_view text);
+
 // "100 MiB", "1.5 GiB", "512 bytes".
 std::string size_text(uint64_t bytes);
 

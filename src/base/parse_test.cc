@@ -73,6 +73,15 @@ TEST(ParseSize, RefusesWhatOverflows) {
   }
 }
 
+TEST(Percent, DecodesWhatItEncodes) {
+  std::string every;
+  for (int c = 0; c < 256; ++c) every += static_cast<char>(c);
+  EXPECT_EQ(percent_decoded(percent_encoded(every)), every);
+  EXPECT_EQ(percent_encoded("/srv/a disk?#%"), "/srv/a%20disk%3F%23%25");
+  EXPECT_EQ(percent_decoded("%41%2f"), "A/");
+  for (const char* bad : {"%", "%4", "a%", "%4g", "%g4", "%-1", "% 1", "%+1"}) EXPECT_FALSE(percent_decoded(bad)) << bad;
+}
+
 TEST(SizeText, SaysSizesAsPeopleDo) {
   struct Row {
     uint64_t bytes;

@@ -50,6 +50,11 @@ Result<Address> from_socket(int fd, int (*get)(int, sockaddr*, socklen_t*)) {
 
 bool Address::is_ipv4() const { return std::equal(kMappedPrefix.begin(), kMappedPrefix.end(), ip.begin()); }
 
+bool Address::is_any() const {
+  const auto zero = [](uint8_t byte) { return byte == 0; };
+  return !is_unix() && std::all_of(is_ipv4() ? ip.begin() + 12 : ip.begin(), ip.end(), zero);
+}
+
 bool Address::is_loopback() const {
   if (is_unix()) return true;
   if (is_ipv4()) return ip[12] == 127;

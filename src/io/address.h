@@ -19,6 +19,8 @@ struct Address {
 
   bool is_unix() const { return !unix_name.empty(); }
   bool is_ipv4() const;
+  // Of a listener: every address of the machine.
+  bool is_any() const;
   // Of this machine: a loopback address, or a unix socket.
   bool is_loopback() const;
   // "192.0.2.1:10809", "[2001:db8::1]:10809", "unix:/run/disk.sock", "unix:pid=7,uid=0"

@@ -13,9 +13,6 @@
 namespace netblk::server {
 namespace {
 
-constexpr std::string_view kNetblkScheme = "netblk://";
-constexpr std::string_view kNbdScheme = "nbd://";
-
 std::vector<std::string_view> split(std::string_view text, char separator) {
   std::vector<std::string_view> parts;
   for (;;) {
@@ -29,7 +26,8 @@ std::vector<std::string_view> split(std::string_view text, char separator) {
 // True when `option` is one of an export's own (and not of its store's).
 bool is_export_option(std::string_view option) {
   return option == "ro" || option.starts_with("ro=") || option.starts_with("allow=") || option == "allow" ||
-         option.starts_with("max-conns=") || option == "max-conns";
+         option.starts_with("max-conns=") || option == "max-conns" || option.starts_with("description=") ||
+         option == "description";
 }
 
 Status set_option(ExportConfig& config, std::string_view option) {
@@ -50,8 +48,16 @@ Status set_option(ExportConfig& config, std::string_view option) {
       return make_error(EINVAL, "export '{}': bad max-conns={}: use a number from 1 to {}", config.name, value,
                         limits::kMaxConnections);
     config.max_connections = static_cast<uint32_t>(*number);
+  } else if (key == "description") {
+    auto plain = percent_decoded(value);
+    if (!plain)
+      return make_error(EINVAL, "export '{}': bad description={}: a % has two hexadecimal digits behind it; a literal one "
+                                "is %25", config.name, value);
+    if (auto good = check_description(config.name, *plain); !good) return good;
+    config.description = std::move(*plain);
   } else if (key != "allow") {
-    return make_error(EINVAL, "export '{}': unknown option '{}'; known are ro, allow=, max-conns=", config.name, option);
+    return make_error(EINVAL, "export '{}': unknown option '{}'; known are ro, allow=, max-conns=, description=", config.name,
+                      option);
   } else {
     for (const std::string_view part : split(value, ',')) {
       auto cidr = parse_cidr(part);
@@ -75,6 +81,15 @@ size_t find_comma_options(std::string_view store) {
 }
 
 }  // namespace
+
+Status check_description(std::string_view name, std::string_view text) {
+  if (text.size() > limits::kMaxDescriptionBytes)
+    return make_error(EINVAL, "export '{}': a description of {} bytes: the limit is {}", name, text.size(),
+                      limits::kMaxDescriptionBytes);
+  if (text.find('\0') != std::string_view::npos)
+    return make_error(EINVAL, "export '{}': a zero byte in the description", name);
+  return Ok{};
+}
 
 bool Cidr::contains(const io::Address& address) const {
   for (unsigned bit = 0; bit < prefix_bits; bit += 8) {
@@ -179,43 +194,13 @@ SizedStore split_size(std::string_view store) {
   return found;
 }
 
-Result<ListenConfig> parse_listen(std::string_view text) {
-  ListenConfig listen;
-  listen.uri = text;
-  std::string_view rest;
-  if (text.starts_with(kNetblkScheme)) {
-    rest = text.substr(kNetblkScheme.size());
-  } else if (text.starts_with(kNbdScheme)) {
-    listen.protocol = Protocol::kNbd;
-    rest = text.substr(kNbdScheme.size());
-  } else {
-    const size_t end = text.find("://");
-    if (end == std::string_view::npos)
-      return make_error(EINVAL, "bad listen address '{}': use netblk://HOST:PORT or nbd://HOST:PORT", text);
-    return make_error(EINVAL, "'{}': this version does not serve {}; use netblk://HOST:PORT or nbd://HOST:PORT", text,
-                      text.substr(0, end + 3));
-  }
-  if (rest.ends_with('/')) rest.remove_suffix(1);
-  const size_t colon = rest.rfind(':');
-  const size_t bracket = rest.rfind(']');
-  std::string_view host = rest;
-  std::string_view port = "";
-  if (colon != std::string_view::npos && (bracket == std::string_view::npos || colon > bracket)) {
-    host = rest.substr(0, colon);
-    port = rest.substr(colon + 1);
-    const auto number = parse_unsigned(port, 0, 65535);
-    if (!number) return make_error(EINVAL, "bad port '{}' in '{}': use a number from 0 to 65535", port, text);
-    listen.port = static_cast<uint16_t>(*number);
-  } else {
-    listen.port = 10809;
-  }
-  if (host.starts_with('[') && host.ends_with(']') && host.size() > 2) {
-    host = host.substr(1, host.size() - 2);
-  } else if (host.find_first_of("[]/:@?") != std::string_view::npos) {
-    return make_error(EINVAL, "bad host '{}' in '{}': use netblk://HOST:PORT, and [brackets] around IPv6", host, text);
-  }
-  listen.host = host;
-  return listen;
+Settings Settings::over(const Settings& other) const {
+  const auto first = [](const auto& mine, const auto& theirs) { return mine ? mine : theirs; };
+  return {.max_connections = first(max_connections, other.max_connections),
+          .max_connections_per_address = first(max_connections_per_address, other.max_connections_per_address),
+          .handshake_timeout_ms = first(handshake_timeout_ms, other.handshake_timeout_ms),
+          .request_timeout_ms = first(request_timeout_ms, other.request_timeout_ms),
+          .send_timeout_ms = first(send_timeout_ms, other.send_timeout_ms)};
 }
 
 std::vector<std::string> listen_uris(const Config& config) {

@@ -49,9 +49,16 @@ Result<ExportConfig> parse_export_table(const std::string& path, std::string_vie
       const ExportConfig parsed = std::move(result).value();
       config.store = parsed.store;
       config.read_only |= parsed.read_only;
+      if (config.description.empty()) config.description = parsed.description;
       if (config.max_connections == 0) config.max_connections = parsed.max_connections;
       config.allow.insert(config.allow.end(), parsed.allow.begin(), parsed.allow.end());
       has_store = true;
+    } else if (key == "description") {
+      const auto* text = value.as_string();
+      if (text == nullptr) return at(path, value.source(), "export '{}': description takes a string", name);
+      if (auto good = check_description(name, text->get()); !good)
+        return at(path, value.source(), "{}", good.error().message);
+      config.description = text->get();
     } else if (key == "ro") {
       const auto* flag = value.as_boolean();
       if (flag == nullptr) return at(path, value.source(), "export '{}': ro takes true or false", name);
@@ -78,7 +85,7 @@ Result<ExportConfig> parse_export_table(const std::string& path, std::string_vie
                   limits::kMaxConnections);
       config.max_connections = static_cast<uint32_t>(number->get());
     } else {
-      return at(path, key.source(), "export '{}': unknown key '{}'; known are store, ro, allow, max-conns", name,
+      return at(path, key.source(), "export '{}': unknown key '{}'; known are store, description, ro, allow, max-conns", name,
                 key.str());
     }
   }
@@ -86,6 +93,19 @@ Result<ExportConfig> parse_export_table(const std::string& path, std::string_vie
   if (!has_store)
     return at(path, table.source(), "export '{}' has no store: add store = \"file:PATH?size=10G\"", name);
   return config;
+}
+
+std::optional<uint32_t>* connection_limit(Settings& settings, std::string_view key) {
+  if (key == "max-connections") return &settings.max_connections;
+  if (key == "max-connections-per-address") return &settings.max_connections_per_address;
+  return nullptr;
+}
+
+std::optional<uint64_t>* timeout(Settings& settings, std::string_view key) {
+  if (key == "handshake-timeout") return &settings.handshake_timeout_ms;
+  if (key == "request-timeout") return &settings.request_timeout_ms;
+  if (key == "send-timeout") return &settings.send_timeout_ms;
+  return nullptr;
 }
 
 }  // namespace
@@ -126,8 +146,22 @@ Result<Config> parse_config(std::string_view text, const std::string& path) {
         if (!made) return std::move(made).error();
         ordered.emplace_back(name.source().begin, std::move(made).value());
       }
+    } else if (auto* const count = connection_limit(config.settings, key.str()); count != nullptr) {
+      const auto* number = value.as_integer();
+      if (number == nullptr || number->get() < 1 || number->get() > limits::kMaxConnections)
+        return at(path, value.source(), "{} takes a number from 1 to {}", key.str(), limits::kMaxConnections);
+      *count = static_cast<uint32_t>(number->get());
+    } else if (auto* const timeout_ms = timeout(config.settings, key.str()); timeout_ms != nullptr) {
+      const auto seconds = value.value<double>();
+      if (!seconds || !(*seconds >= limits::kMinTimeoutSeconds) || *seconds > limits::kMaxTimeoutSeconds)
+        return at(path, value.source(), "{} takes seconds, from {} to {}", key.str(), limits::kMinTimeoutSeconds,
+                  limits::kMaxTimeoutSeconds);
+      *timeout_ms = static_cast<uint64_t>(*seconds * 1000);
     } else {
-      return at(path, key.source(), "unknown key '{}'; known are listen, state-dir and [export.NAME]", key.str());
+      return at(path, key.source(),
+                "unknown key '{}'; known are listen, state-dir, max-connections, max-connections-per-address, "
+                "handshake-timeout, request-timeout, send-timeout and [export.NAME]",
+                key.str());
     }
   }
   std::sort(ordered.begin(), ordered.end(), [](const auto& a, const auto& b) { return a.first < b.first; });

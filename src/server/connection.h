@@ -2,8 +2,10 @@
 // Connection: an accepted connection from its first byte on, whichever version of the protocol its client speaks.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "coro/task.h"
 #include "io/address.h"
@@ -26,6 +28,13 @@ class Connection {
 
   // Stops reading; what was accepted is answered, then the connection closes. `reason` is for the log.
   void drain(const std::string& reason) { link_.drain(reason); }
+
+  // Its place is given to another, unless its handshake is over.
+  void shed() {
+    if (!link_.is_open()) link_.abort("others came, and its handshake was not over");
+  }
+  void on_opened(std::function<void()> call) { link_.on_opened(std::move(call)); }
+  bool is_open() const { return link_.is_open(); }
 
   // Every limits::kSweepPeriodMs.
   void sweep(uint64_t now_ms);

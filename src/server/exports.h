@@ -41,12 +41,11 @@ class Export {
 
   // Admission. Why `peer` is refused, in words for the log, or an empty text and a place that leave() gives back.
   std::string enter(const io::Address& peer);
+  // For people; may be empty.
+  std::string description() const;
   // Whether `peer` is shown that the export is there.
   bool allows(const io::Address& peer) const;
   void leave() { connections_.fetch_sub(1, std::memory_order_relaxed); }
-
-  // For people; may be empty.
-  std::string description() const;
 
   // Takes over the rules of a newer configuration; the store is the same, but perhaps larger. Sessions stay. For the
   // thread that reads config().store.

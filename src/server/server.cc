@@ -22,6 +22,7 @@ constexpr uint64_t kAcceptRetryMs = 100;
 constexpr uint64_t kSizePeriodMs = 1'000;
 constexpr uint64_t kReopenWaitMs = 10'000;
 constexpr uint64_t kReopenPollMs = 50;
+constexpr size_t kShownUris = 16;  // of one listener
 
 sigset_t handled_signals() {
   sigset_t set;
@@ -30,7 +31,7 @@ sigset_t handled_signals() {
   return set;
 }
 
-std::string_view scheme_of(Protocol protocol) { return protocol == Protocol::kNbd ? "nbd://" : "netblk://"; }
+std::string_view scheme_of(Protocol protocol) { return protocol == Protocol::kNbd ? "nbd" : "netblk"; }
 
 }  // namespace
 
@@ -40,7 +41,8 @@ Server::Server(io::Backend& backend, const io::Clock& clock, OpenStore open_stor
       clock_(clock),
       open_store_(std::move(open_store)),
       take_place_(std::move(take_place)),
-      options_(std::move(options)) {}
+      options_(std::move(options)),
+      shared_{exports_, gate_, refusals_, options_.prepare_socket, nullptr} {}
 
 Server::~Server() = default;
 
@@ -84,10 +86,11 @@ Status Server::open(const Config& config) {
   }
   first_name_ = config.exports.front().name;
   exports_.replace(std::move(exports));
+  apply(config.settings);
   for (unsigned i = 0; i < options_.threads; ++i) {
     auto loop = backend_.make_loop(clock_);
     if (!loop) return std::move(loop).error();
-    shards_.push_back(std::make_unique<Shard>(std::move(loop).value(), exports_, options_.shard, connections_));
+    shards_.push_back(std::make_unique<Shard>(std::move(loop).value(), shared_, timeouts_));
   }
   for (Bound& bound : bound_) {
     auto fd = bound.place->listen();
@@ -100,6 +103,43 @@ Status Server::open(const Config& config) {
   return Ok{};
 }
 
+void Server::apply(const Settings& of_config) {
+  const Settings now = options_.settings.over(of_config);
+  const uint32_t connections = std::min(now.max_connections.value_or(limits::kMaxConnections), options_.most_connections);
+  gate_.set_limits({connections, now.max_connections_per_address.value_or(limits::kMaxConnections)});
+  timeouts_ = {now.request_timeout_ms.value_or(limits::kRequestTimeoutMs),
+               now.send_timeout_ms.value_or(limits::kSendStallTimeoutMs),
+               now.handshake_timeout_ms.value_or(limits::kHandshakeTimeoutMs)};
+  for (const auto& shard : shards_) shard->set_timeouts(timeouts_);
+}
+
+std::string Server::where(const Bound& bound) const {
+  const std::string_view scheme = scheme_of(bound.config.protocol);
+  if (bound.address.is_unix()) return fmt::format("{}+unix://{}", scheme, percent_encoded(bound.address.unix_name));
+  return fmt::format("{}://{}", scheme, bound.address.text());
+}
+
+// What a client is told to use: the public NBD URI of each export. A listener at every address is shown as this machine
+// reaches it.
+void Server::add_uris(const Bound& bound, std::vector<std::string>& lines) const {
+  io::Address address = bound.address;
+  if (address.is_any()) address.ip = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 1};
+  size_t shown = 0;
+  const auto exports = exports_.all();
+  for (const auto& entry : exports) {
+    if (shown++ == kShownUris) {
+      lines.push_back(fmt::format("and {} more exports there", exports.size() - kShownUris));
+      break;
+    }
+    const std::string name = percent_encoded(entry->config().name);
+    if (address.is_unix()) {
+      lines.push_back(fmt::format("nbd+unix:///{}?socket={}", name, percent_encoded(address.unix_name)));
+    } else {
+      lines.push_back(fmt::format("nbd://{}{}{}", address.text(), name.empty() ? "" : "/", name));
+    }
+  }
+}
+
 std::vector<std::string> Server::banner() const {
   std::vector<std::string> lines;
   for (const auto& entry : exports_.all()) {
@@ -107,19 +147,22 @@ std::vector<std::string> Server::banner() const {
     lines.push_back(fmt::format("export '{}': {}, {}{}", entry->config().name, entry->config().store,
                                 size_text(geometry.size_bytes), geometry.read_only ? ", read-only" : ""));
   }
-  for (const Bound& bound : bound_)
-    lines.push_back(fmt::format("listening on {}{}", scheme_of(bound.config.protocol), bound.address.text()));
+  for (const Bound& bound : bound_) {
+    lines.push_back("listening on " + where(bound));
+    if (bound.config.protocol == Protocol::kNbd) add_uris(bound, lines);
+  }
   lines.push_back(fmt::format("{}, {} thread{}", shards_.front()->loop().description(), shards_.size(),
                               shards_.size() == 1 ? "" : "s"));
   return lines;
 }
 
-void Server::run() {
+void Server::run(io::UniqueFd only) {
+  only_ = std::move(only);
   for (const Bound& bound : bound_)
     if (!bound.address.is_loopback())
-      log_warning("{}{} is reachable from other machines, without encryption or authentication: trust its network, or "
-                  "use allow=",
-                  scheme_of(bound.config.protocol), bound.address.text());
+      log_warning("{} is reachable from other machines, without encryption or authentication: trust its network, or use "
+                  "allow=",
+                  where(bound));
   shards_to_drain_.store(static_cast<uint32_t>(shards_.size()), std::memory_order_relaxed);
 
   std::thread signals([this] { wait_for_signals(); });
@@ -146,15 +189,16 @@ coro::Task<void> Server::main_task(std::function<void()> on_drained) {
   co_await scope.join();
 }
 
-// Stores that were resized below the server are noticed within about a second.
-struct Server::SizeWatch : io::Timer {
-  explicit SizeWatch(Server& owner)
-      : Timer(owner.shards_[0]->loop(), [](coro::Runnable& self) { static_cast<SizeWatch&>(self).look(); }),
+// Stores that were resized below the server are noticed within about a second, and what was left out of the log is told.
+struct Server::EverySecond : io::Timer {
+  explicit EverySecond(Server& owner)
+      : Timer(owner.shards_[0]->loop(), [](coro::Runnable& self) { static_cast<EverySecond&>(self).look(); }),
         server(owner) {
     arm(server.clock_.now_ms() + kSizePeriodMs);
   }
   void look() {
     server.look_at_sizes();
+    server.refusals_.tick();
     arm(server.clock_.now_ms() + kSizePeriodMs);
   }
   Server& server;
@@ -167,18 +211,28 @@ void Server::look_at_sizes() {
 
 coro::Task<void> Server::control_task() {
   coro::Scope scope;
-  const auto size_watch = std::make_unique<SizeWatch>(*this);
+  const auto every_second = std::make_unique<EverySecond>(*this);
   for (Bound& bound : bound_) {
     bound.listener = shards_[0]->loop().make_listener(std::move(bound.fd));
     scope.spawn(accept_loop(bound));
   }
+  if (only_.valid()) {
+    shared_.on_end = [this] {
+      stop_wanted_ = true;
+      signalled_.set();
+    };
+    adopt(std::move(only_), Protocol::kNbd);
+  }
   co_await obey_signals();
-  size_watch->cancel();
-  log_info("stopping: {} connections to drain", connections_.load(std::memory_order_relaxed));
+  every_second->cancel();
+  log_info("stopping: {} connections to drain", gate_.connections());
   stopping_ = true;
   for (Bound& bound : bound_) bound.listener->shutdown();
   co_await scope.join();
-  for (Bound& bound : bound_) bound.listener.reset();
+  for (Bound& bound : bound_) {
+    bound.listener.reset();
+    bound.place.reset();
+  }
   for (const auto& shard : shards_) shard->drain();
 }
 
@@ -188,30 +242,38 @@ coro::Task<void> Server::accept_loop(Bound& bound) {
     const int32_t fd = co_await io::accept(*bound.listener);
     if (fd >= 0) {
       told = false;
-      adopt(fd, bound.config.protocol);
+      adopt(io::UniqueFd(fd), bound.config.protocol);
       continue;
     }
     if (stopping_) break;
     // A peer that left while it waited is its own affair; without descriptors or memory, wait for some to come free.
     if (fd == -ECONNABORTED || fd == -EINTR || fd == -EAGAIN || fd == -EPROTO) continue;
-    if (!told) log_error("cannot accept on {}{}: {}; trying again", scheme_of(bound.config.protocol), bound.address.text(),
-                         errno_text(-fd));
+    if (!told) log_error("cannot accept on {}: {}; trying again", where(bound), errno_text(-fd));
     told = true;
+    if (const auto oldest = gate_.shed()) shed(*oldest);
     io::SleepUntil pause(shards_[0]->loop(), clock_.now_ms() + kAcceptRetryMs);
     co_await pause;
   }
 }
 
-void Server::adopt(int accepted, Protocol protocol) {
-  io::UniqueFd fd(accepted);
-  ++accepted_;
-  if (connections_.load(std::memory_order_relaxed) >= limits::kMaxConnections) {
-    log_warning("connection {} refused: the server has {} connections, its limit", accepted_, limits::kMaxConnections);
+void Server::adopt(io::UniqueFd fd, Protocol protocol) {
+  const uint64_t number = ++accepted_;
+  const auto peer = io::peer_address(fd.get());
+  if (!peer) {
+    refusals_.line(LogLevel::kInfo, fmt::format("connection {} refused: its peer is gone", number));
     return;
   }
-  connections_.fetch_add(1, std::memory_order_relaxed);
-  shards_[accepted_ % shards_.size()]->adopt(std::move(fd), accepted_, protocol);
+  const Gate::Answer answer = gate_.enter(number, peer.value(), protocol == Protocol::kNbd);
+  if (!answer.refusal.empty()) {
+    refusals_.line(LogLevel::kWarning,
+                   fmt::format("connection {} from {} refused: {}", number, peer.value().text(), answer.refusal));
+    return;
+  }
+  if (answer.shed) shed(*answer.shed);
+  shards_[number % shards_.size()]->adopt(std::move(fd), number, protocol);
 }
+
+void Server::shed(uint64_t number) { shards_[number % shards_.size()]->shed(number); }
 
 // Runs on a thread of its own until the server is done. Signals are taken by sigwait, on any back end alike.
 void Server::wait_for_signals() {
@@ -224,7 +286,7 @@ void Server::wait_for_signals() {
     const int number = ::sigtimedwait(&set, &info, &patience);
     if (done_.load(std::memory_order_acquire)) return;
     if (stopping && clock_.now_ms() >= give_up_at) {
-      log_error("stopping at once: {} connections are not drained", connections_.load(std::memory_order_relaxed));
+      log_error("stopping at once: {} connections are not drained", gate_.connections());
       ::_exit(1);
     }
     // The drain has its limit: asking for it again changes nothing.
@@ -315,6 +377,7 @@ coro::Task<void> Server::reload() {
     log_warning("SIGHUP: listen has changed: that takes a restart");
   if (config.value().state_dir != options_.config_state_dir)
     log_warning("SIGHUP: state-dir has changed: that takes a restart");
+  apply(config.value().settings);
   first_name_ = wanted.front().name;
   for (size_t i = 0; i < wanted.size(); ++i)
     if (next[i] != nullptr) next[i]->change_rules(wanted[i]);

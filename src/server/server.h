@@ -13,6 +13,8 @@
 #include "io/loop.h"
 #include "server/config.h"
 #include "server/exports.h"
+#include "server/gate.h"
+#include "server/refusal_log.h"
 #include "server/shard.h"
 
 namespace netblk::server {
@@ -30,7 +32,12 @@ using TakePlace = std::function<Result<std::unique_ptr<Place>>(const ListenConfi
 
 struct ServerOptions {
   unsigned threads = 1;
-  ShardOptions shard;
+  // Sets what the transport wants on an accepted socket of the internet. Thread-safe.
+  void (*prepare_socket)(int fd) = nullptr;
+  // Of the command line: they go before those of the configuration, now and after each reload.
+  Settings settings;
+  // What the process has descriptors for.
+  uint32_t most_connections = limits::kMaxConnections;
   // Read again on SIGHUP. Empty: the configuration came from the command line, and SIGHUP changes nothing.
   std::string config_path;
   // What its `listen` said at the start: a reload that finds another says that it takes a restart.
@@ -56,8 +63,8 @@ class Server {
   std::vector<std::string> banner() const;
 
   // Serves until SIGTERM or SIGINT, then drains. SIGHUP reloads. These signals are blocked from block_signals() on,
-  // which main calls before open().
-  void run();
+  // which main calls before open(). With `only`, a connected socket, it serves NBD on that, and ends with it.
+  void run(io::UniqueFd only = io::UniqueFd());
   static void block_signals();
 
  private:
@@ -68,7 +75,7 @@ class Server {
     io::Address address;
     std::unique_ptr<io::Listener> listener;  // while it runs
   };
-  struct SizeWatch;
+  struct EverySecond;
 
   Result<std::shared_ptr<Export>> open_export(const ExportConfig& config);
   coro::Task<void> main_task(std::function<void()> on_drained);
@@ -79,7 +86,11 @@ class Server {
   void look_at_sizes();
   void wait_for_signals();
   void got_signal(int number);
-  void adopt(int fd, Protocol protocol);
+  void adopt(io::UniqueFd fd, Protocol protocol);
+  void apply(const Settings& of_config);
+  void shed(uint64_t number);
+  std::string where(const Bound& bound) const;
+  void add_uris(const Bound& bound, std::vector<std::string>& lines) const;
 
   io::Backend& backend_;
   const io::Clock& clock_;
@@ -89,8 +100,12 @@ class Server {
   ExportTable exports_;
   std::string first_name_;  // of the export that netblk/1 clients get
   std::vector<Bound> bound_;
+  Gate gate_;
+  RefusalLog refusals_;
+  ShardContext shared_;
+  Timeouts timeouts_;
   std::vector<std::unique_ptr<Shard>> shards_;
-  std::atomic<uint32_t> connections_{0};
+  io::UniqueFd only_;
   std::atomic<uint32_t> shards_to_drain_{0};
   uint64_t accepted_ = 0;
   bool stopping_ = false;

@@ -25,46 +25,60 @@ struct Shard::Adoption : io::Posted {
 };
 
 struct Shard::Order : io::Posted {
-  Order(Shard& to, void (*what)(Shard&))
+  Order(Shard& to, std::function<void(Shard&)> what)
       : Posted([](coro::Runnable& self) {
           const std::unique_ptr<Order> message(&static_cast<Order&>(static_cast<Posted&>(self)));
           message->action(message->shard);
         }),
-        shard(to), action(what) {}
+        shard(to), action(std::move(what)) {}
   Shard& shard;
-  void (*action)(Shard&);
+  std::function<void(Shard&)> action;
 };
 
 Shard::Sweep::Sweep(Shard& owner)
     : Timer(owner.loop(), [](coro::Runnable& self) { static_cast<Sweep&>(self).shard.sweep(); }), shard(owner) {}
 
-Shard::Shard(std::unique_ptr<io::Loop> loop, const ExportTable& exports, const ShardOptions& options,
-             std::atomic<uint32_t>& connections)
+Shard::Shard(std::unique_ptr<io::Loop> loop, ShardContext& shared, const Timeouts& timeouts)
     : loop_(std::move(loop)),
-      exports_(exports),
-      context_{*loop_, {}, {}, options.request_timeout_ms, options.send_timeout_ms, options.handshake_timeout_ms},
-      prepare_socket_(options.prepare_socket),
-      connections_(connections),
+      shared_(shared),
+      context_{*loop_, {}, {}, timeouts.request_ms, timeouts.send_ms, timeouts.handshake_ms},
       sweep_(*this) {}
+
+void Shard::order(std::function<void(Shard&)> what) { loop_->post(*std::make_unique<Order>(*this, std::move(what)).release()); }
 
 void Shard::adopt(io::UniqueFd fd, uint64_t number, Protocol protocol) {
   loop_->post(*std::make_unique<Adoption>(*this, std::move(fd), number, protocol).release());
 }
 
+void Shard::shed(uint64_t number) {
+  order([number](Shard& shard) {
+    const auto found = shard.open_.find(number);
+    if (found != shard.open_.end()) found->second->shed();
+  });
+}
+
+void Shard::set_timeouts(const Timeouts& timeouts) {
+  order([timeouts](Shard& shard) {
+    shard.context_.request_timeout_ms = timeouts.request_ms;
+    shard.context_.send_timeout_ms = timeouts.send_ms;
+    shard.context_.handshake_timeout_ms = timeouts.handshake_ms;
+  });
+}
+
 void Shard::drain() {
-  loop_->post(*new Order(*this, [](Shard& shard) {
+  order([](Shard& shard) {
     shard.draining_ = true;
-    for (Connection* open : shard.open_) open->drain("the server stops");
+    for (const auto& [number, open] : shard.open_) open->drain("the server stops");
     shard.drained_if_empty();
-  }));
+  });
 }
 
 void Shard::look_at_exports() {
-  loop_->post(*new Order(*this, [](Shard& shard) { shard.sweep(); }));
+  order([](Shard& shard) { shard.sweep(); });
 }
 
 void Shard::stop() {
-  loop_->post(*new Order(*this, [](Shard& shard) { shard.stop_event_.set(); }));
+  order([](Shard& shard) { shard.stop_event_.set(); });
 }
 
 void Shard::drained_if_empty() {
@@ -74,7 +88,7 @@ void Shard::drained_if_empty() {
 
 void Shard::sweep() {
   const uint64_t now = loop_->now_ms();
-  for (Connection* open : open_) open->sweep(now);
+  for (const auto& [number, open] : open_) open->sweep(now);
   const bool worth_trimming = context_.buffers.taken() == 0 && context_.buffers.cached_bytes() > limits::kIdleCacheBytes;
   quiet_sweeps_ = worth_trimming ? quiet_sweeps_ + 1 : 0;
   if (quiet_sweeps_ >= limits::kIdleSweeps) {
@@ -100,19 +114,26 @@ coro::Task<void> Shard::connection(io::UniqueFd fd, uint64_t number, Protocol pr
   if (draining_) refusal = "the server stops";
   if (refusal.empty() && !peer) refusal = peer.error().message;
   if (!refusal.empty()) {
-    log_info("{} refused: {}", name, refusal);
+    shared_.refusals.line(LogLevel::kInfo, fmt::format("{} refused: {}", name, refusal));
   } else {
-    if (prepare_socket_ != nullptr) prepare_socket_(fd.get());
-    Connection open(context_, exports_, protocol, loop_->make_stream(std::move(fd)), peer.value(), name);
-    open_.insert(&open);
+    if (shared_.prepare_socket != nullptr && !peer.value().is_unix()) shared_.prepare_socket(fd.get());
+    Connection open(context_, shared_.exports, protocol, loop_->make_stream(std::move(fd)), peer.value(), name);
+    open.on_opened([this, number] { shared_.gate.opened(number); });
+    open_.emplace(number, &open);
     if (!sweep_.armed() && !sweep_.queued) sweep_.arm(loop_->now_ms() + limits::kSweepPeriodMs);
     co_await open.run();
-    open_.erase(&open);
-    log_info("{} {}", name, open.summary());
+    open_.erase(number);
+    const std::string line = fmt::format("{} {}", name, open.summary());
+    if (open.is_open()) {
+      log_line(LogLevel::kInfo, line);
+    } else {
+      shared_.refusals.line(LogLevel::kInfo, line);
+    }
   }
   fd.reset();
-  connections_.fetch_sub(1, std::memory_order_relaxed);
+  shared_.gate.leave(number);
   --live_;
+  if (shared_.on_end) shared_.on_end();
   drained_if_empty();
 }
 

@@ -2,38 +2,53 @@
 // Shard: one loop with its connections. A connection stays where it was put.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <memory>
-#include <set>
 #include <string>
-#include <thread>
 
 #include "coro/event.h"
 #include "coro/scope.h"
 #include "io/loop.h"
 #include "server/connection.h"
 #include "server/exports.h"
+#include "server/gate.h"
+#include "server/refusal_log.h"
 
 namespace netblk::server {
 
-struct ShardOptions {
-  // Sets what the transport wants on an accepted socket. Thread-safe.
+struct Timeouts {
+  uint64_t request_ms = limits::kRequestTimeoutMs;
+  uint64_t send_ms = limits::kSendStallTimeoutMs;
+  uint64_t handshake_ms = limits::kHandshakeTimeoutMs;
+};
+
+// What the shards of one server share, and outlives them; all of it is thread-safe.
+struct ShardContext {
+  const ExportTable& exports;
+  Gate& gate;
+  RefusalLog& refusals;
+  // Sets what the transport wants on an accepted socket of the internet.
   void (*prepare_socket)(int fd) = nullptr;
-  uint64_t request_timeout_ms = limits::kRequestTimeoutMs;
-  uint64_t send_timeout_ms = limits::kSendStallTimeoutMs;
-  uint64_t handshake_timeout_ms = limits::kHandshakeTimeoutMs;
+  // A connection has ended; on its shard's thread.
+  std::function<void()> on_end;
 };
 
 class Shard {
  public:
-  Shard(std::unique_ptr<io::Loop> loop, const ExportTable& exports, const ShardOptions& options,
-        std::atomic<uint32_t>& connections);
+  Shard(std::unique_ptr<io::Loop> loop, ShardContext& shared, const Timeouts& timeouts);
 
   io::Loop& loop() { return *loop_; }
 
-  // Thread-safe. Takes over an accepted connection, which is counted in `connections` until it has ended.
+  // Thread-safe. Takes over an accepted connection, which has passed the gate.
   void adopt(io::UniqueFd fd, uint64_t number, Protocol protocol);
+
+  // Thread-safe: closes that connection, unless its handshake was over just now.
+  void shed(uint64_t number);
+
+  // Thread-safe: for what begins from now on.
+  void set_timeouts(const Timeouts& timeouts);
 
   // Thread-safe: every connection stops reading, answers what it accepted and closes; new ones are closed at once.
   void drain();
@@ -52,17 +67,16 @@ class Shard {
   struct Adoption;
   struct Order;
 
+  void order(std::function<void(Shard&)> what);
   coro::Task<void> connection(io::UniqueFd fd, uint64_t number, Protocol protocol);
   void sweep();
   void drained_if_empty();
 
   std::unique_ptr<io::Loop> loop_;
-  const ExportTable& exports_;
+  ShardContext& shared_;
   SessionContext context_;
-  void (*prepare_socket_)(int fd);
-  std::atomic<uint32_t>& connections_;
   coro::Scope scope_;
-  std::set<Connection*> open_;
+  std::map<uint64_t, Connection*> open_;  // by number
   coro::Event stop_event_;
   std::function<void()> on_drained_;
   size_t live_ = 0;  // connections that have not ended
