@@ -34,7 +34,7 @@ FOREIGN = {"--shared", "--gtest_filter", "--preset", "--build", "--target", "--i
 SCRIPT_OPTIONS = {"build.sh": {"--keep", "--vm", "--full"}, "tests/": {"--list", "--full"}}
 
 # Pages of the commands of netblk; the others are in docs/attach.md.
-GUIDES = {"copy": "copy.md", "bench": "bench.md", "info": "exports.md", "list": "exports.md"}
+GUIDES = {"copy": "copy.md", "bench": "bench.md", "replay": "replay.md", "info": "exports.md", "list": "exports.md"}
 
 results = []
 

@@ -9,6 +9,7 @@
 #include "netblk_copy.h"
 #include "netblk_disks.h"
 #include "netblk_info.h"
+#include "netblk_replay.h"
 #include "netblk_version.h"
 #include "protocol/netblk_wire.h"
 
@@ -30,6 +31,7 @@ struct Arguments {
   std::string device;
   CopyArguments copy;
   BenchArguments bench;
+  ReplayArguments replay;
 };
 
 int run(int argc, char** argv) {
@@ -98,6 +100,22 @@ int run(int argc, char** argv) {
   bench_command->add_flag("--yes", arguments.bench.yes, "Write though the disk holds data, which is destroyed");
   bench_command->add_flag("--json", arguments.bench.json, "For programs: an object");
 
+  CLI::App* const replay_command = app.add_subcommand("replay", "Ask a disk for what a trace has (netblk_server --trace)");
+  replay_command->add_option("TRACE", arguments.replay.trace, "A file with a trace, or - (stdin)")->required();
+  replay_command->add_option("TARGET", arguments.replay.target, "netblk://HOST[:10809][/EXPORT], a block device or a file")
+      ->required();
+  CLI::Option* const speed = replay_command->add_option("--speed", arguments.replay.speed, "So many times faster than it was")
+                                 ->check(CLI::Range(0.001, 1e6))
+                                 ->capture_default_str();
+  replay_command->add_flag("--as-fast-as-possible", arguments.replay.as_fast_as_possible, "Without regard to the trace's times")
+      ->excludes(speed);
+  replay_command->add_option("--disk", arguments.replay.disk, "Only the requests of this disk of the trace");
+  replay_command->add_option("--connections", arguments.replay.connections, "Connections to the server")
+      ->check(CLI::Range(1u, kMaxConnections))
+      ->capture_default_str();
+  replay_command->add_flag("--yes", arguments.replay.yes, "Write though the disk holds data, which is destroyed");
+  replay_command->add_flag("--json", arguments.replay.json, "For programs: an object");
+
   CLI::App* const copy_command = app.add_subcommand("copy", "Copy a disk; the status is 0 only when the copy is safe");
   copy_command->add_option("SRC", arguments.copy.source, "A file, a block device, netblk://HOST[:10809][/EXPORT], or - (stdin)")
       ->required();
@@ -124,6 +142,7 @@ int run(int argc, char** argv) {
   if (detach_command->parsed()) return run_detach(arguments.device, arguments.force);
   if (reset_command->parsed()) return run_reset(arguments.device);
   if (bench_command->parsed()) return run_bench(arguments.bench);
+  if (replay_command->parsed()) return run_replay(arguments.replay);
   if (copy_command->parsed()) {
     const double timeout_s = arguments.timeout_s != 0 ? arguments.timeout_s : kCopyTimeoutSeconds;
     arguments.copy.timeout_ms = static_cast<uint64_t>(std::llround(timeout_s * 1000));

@@ -19,7 +19,6 @@
 #include "base/log.h"
 #include "base/parse.h"
 #include "bench_engine.h"
-#include "block_await.h"
 #include "command_line.h"
 #include "interrupt.h"
 #include "netblk_export.h"
@@ -83,7 +82,6 @@ class Benching {
   coro::Task<Status> measure();
   coro::Task<Status> open();
   Status open_path();
-  coro::Task<Status> refuse_data();
   double iops() const;
   double mib_per_s() const;
 
@@ -159,23 +157,6 @@ Status Benching::open_path() {
   return Ok{};
 }
 
-// Looks at the beginning and the end: where partition tables, file systems and arrays have their marks.
-coro::Task<Status> Benching::refuse_data() {
-  const uint64_t size = target_.device().size_bytes();
-  const uint64_t whole = std::min<uint64_t>(size, kLookedAtBytes) / target_.block_bytes * target_.block_bytes;
-  std::string looked(whole, '\0');
-  for (const uint64_t at : {uint64_t{0}, (size - whole) / target_.block_bytes * target_.block_bytes}) {
-    const int error = co_await Asked(target_.device(), loop_, block::Command::kRead, at, whole,
-                                     reinterpret_cast<std::byte*>(looked.data()));
-    if (error != 0) co_return make_error(error, "cannot read {} at byte {}: {}", target_.name, at, errno_text(error));
-    const std::string found = data_in(looked);
-    if (!found.empty())
-      co_return make_error(EEXIST, "{} holds {}, which --rw {} would destroy: use --yes if nobody needs it", target_.name,
-                           found, mode_.name);
-  }
-  co_return Ok{};
-}
-
 coro::Task<Status> Benching::measure() {
   const uint64_t size = target_.device().size_bytes();
   if (block_bytes_ % target_.block_bytes != 0)
@@ -183,7 +164,8 @@ coro::Task<Status> Benching::measure() {
   if (size < block_bytes_)
     co_return make_error(EINVAL, "{} has {} bytes, less than one request of {}", target_.name, size, block_bytes_);
   if (writes() && !arguments_.yes) {
-    Status empty = co_await refuse_data();
+    const std::string act = fmt::format("--rw {}", mode_.name);
+    Status empty = co_await refuse_data(loop_, target_.device(), target_.block_bytes, target_.name, act);
     if (!empty) co_return empty;
   }
   granted_ = in_flight();

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <string_view>
 
+#include "block_await.h"
 #include "netblk_state.h"
 
 namespace netblk::tools {
@@ -76,6 +77,21 @@ std::string data_in(const std::string& first) {
       return signature.name;
   const bool empty = std::all_of(first.begin(), first.end(), [](char byte) { return byte == 0; });
   return empty ? "" : "data";
+}
+
+coro::Task<Status> refuse_data(io::Loop& loop, block::Device& device, uint32_t block_bytes, std::string name,
+                               std::string act) {
+  const uint64_t size = device.size_bytes();
+  const uint64_t whole = std::min<uint64_t>(size, kLookedAtBytes) / block_bytes * block_bytes;
+  std::string looked(whole, '\0');
+  for (const uint64_t at : {uint64_t{0}, (size - whole) / block_bytes * block_bytes}) {
+    const int error = co_await Asked(device, loop, block::Command::kRead, at, whole, reinterpret_cast<std::byte*>(looked.data()));
+    if (error != 0) co_return make_error(error, "cannot read {} at byte {}: {}", name, at, errno_text(error));
+    const std::string found = data_in(looked);
+    if (!found.empty())
+      co_return make_error(EEXIST, "{} holds {}, which {} would destroy: use --yes if nobody needs it", name, found, act);
+  }
+  co_return Ok{};
 }
 
 }  // namespace netblk::tools
