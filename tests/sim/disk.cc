@@ -207,7 +207,7 @@ void SimDevice::apply(uint64_t number) {
   if (active == nullptr) return;
   Request& request = *active->request;
   if (request.command == Command::kFlush) return sync(number);
-  if (request.modifies() && request.is_abandoned()) {
+  if (disk_.plan_.heeds_abandoned && request.modifies() && request.is_abandoned()) {
     world_.count(Count::kAbandonedDropped);
     active->error = ECANCELED;
     return end(number);

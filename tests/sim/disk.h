@@ -34,6 +34,8 @@ struct DiskPlan {
   bool inline_io = false;  // reads and writes end inside submit()
   uint64_t io_low_us = 20, io_high_us = 3'000;
   uint64_t sync_low_us = 100, sync_high_us = 20'000;
+  // What waits its turn looks whether its connection has gone. Else it lands all the same, as what is in a kernel's hands.
+  bool heeds_abandoned = true;
   uint64_t stuck_one_in = 0;  // one request in so many takes up to stuck_us
   uint64_t stuck_us = 0;
   uint64_t error_one_in = 0;         // of reads and writes

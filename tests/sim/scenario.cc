@@ -59,6 +59,7 @@ Plan make_plan(Random& random) {
   DiskPlan& disk = plan.disk;
   disk.size_bytes = random.skewed(16u << 10, 256u << 10) / kBlock * kBlock;
   disk.inline_io = random.percent(25);
+  disk.heeds_abandoned = random.percent(50);
   disk.io_high_us = disk.io_low_us + random.skewed(10, 30'000);
   disk.sync_high_us = disk.sync_low_us + random.skewed(100, 200'000);
 
