@@ -43,9 +43,10 @@ Status parse_path(std::string_view text, std::string_view rest, ListenConfig& li
   if (rest.empty() || rest[0] != '/')
     return make_error(EINVAL, "bad listen address '{}': a socket's path begins with the third slash: nbd+unix:///PATH", text);
   auto path = percent_decoded(rest);
-  if (!path || path->size() < 2 || path->back() == '/' || path->find('\0') != std::string::npos)
+  if (!path || path->back() == '/' || path->find('\0') != std::string::npos)
     return make_error(EINVAL, "bad socket path in '{}': use nbd+unix:///PATH, and %25 for a %", text);
-  listen.path = std::move(*path);
+  // "nbd+unix:///" in front of an absolute path has a slash too many: it is the same path.
+  listen.path = path->substr(path->find_first_not_of('/') - 1);
   return Ok{};
 }
 
