@@ -6,7 +6,8 @@ include(CMakePackageConfigHelpers)
 
 set(rooms base coro io io_uring io_epoll block proto_netblk proto_nbd transport client)
 set(NETBLK_CLIENT_HEADERS
-    client/netblk2_client.h client/blocking.h client/ask2.h client/open_auto.h transport/tcp.h transport/tcp_dialer.h
+    client/netblk2_client.h client/blocking.h client/ask2.h client/open_auto.h client/nbd_client.h client/nbd_handshake.h transport/tcp.h transport/tcp_dialer.h
+    transport/unix_dialer.h
     io/uring/uring_backend.h io/epoll/epoll_backend.h base/log.h base/id.h)
 # Its archive needs what the rooms need.
 set(NETBLK_CLIENT_PACKAGES liburing spdlog libisal liblz4 libzstd)
@@ -33,6 +34,9 @@ while(wanted)
   endif()
   list(APPEND done ${header})
   set(from ${PROJECT_SOURCE_DIR}/src/${header})
+  if(header MATCHES "^protocol/")
+    set(from ${PROJECT_SOURCE_DIR}/${header})
+  endif()
   set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${from})
   file(READ ${from} text)
   string(REGEX MATCHALL "#include \"[^\"]+\"" includes "${text}")

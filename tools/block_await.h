@@ -5,6 +5,7 @@
 #include <coroutine>
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "block/device.h"
 #include "coro/ready_queue.h"
@@ -13,7 +14,7 @@
 namespace netblk::tools {
 
 // `const int error = co_await Asked(device, loop, command, offset, length, data);` on the thread of `loop`.
-class [[nodiscard]] Asked : private block::Request {
+class [[nodiscard]] Asked : protected block::Request {
  public:
   Asked(block::Device& to, io::Loop& of, block::Command what, uint64_t at, uint64_t bytes, std::byte* buffer)
       : Request([](block::Request& self) { static_cast<Asked&>(self).ended(); }), device_(to) {
@@ -46,6 +47,16 @@ class [[nodiscard]] Asked : private block::Request {
   block::Device& device_;
   bool ended_ = false;
   Resume resume_;
+};
+
+// The same for the status of a range; the extents are empty upon an error.
+class [[nodiscard]] AskedStatus : public Asked {
+ public:
+  AskedStatus(block::Device& to, io::Loop& of, uint64_t at, uint64_t bytes, std::vector<block::Extent>& into, uint32_t most)
+      : Asked(to, of, block::Command::kBlockStatus, at, bytes, nullptr) {
+    extents = &into;
+    max_extents = most;
+  }
 };
 
 }  // namespace netblk::tools

@@ -76,18 +76,19 @@ coro::Task<Result<CopyEnd>> open_served(io::Loop& loop, std::string text, bool r
   wanted.takeover = options.force && !read_only;
   wanted.connections = options.connections;
   wanted.timeout_ms = options.timeout_ms;
+  wanted.trust_reconnect = options.trust_reconnect;
   wanted.purpose = read_only ? "copy from" : "copy to";
   CopyEnd end;
   end.name = uri.value().text();
   auto served = co_await open_export(loop, uri.value(), wanted);
   if (!served) co_return std::move(served).error();
   end.served = std::move(served).value();
-  const client::Session2Info info = end.served->info();
+  const ExportFacts info = end.served->facts();
   if (!std::has_single_bit(info.block_bytes) || info.block_bytes > kMaxBlockBytes) {
     co_await end.close();
     co_return make_error(EIO, "{} has blocks of {} bytes, which cannot be copied", end.name, info.block_bytes);
   }
-  end.identity = "store " + id_text(info.generation.uuid);
+  end.identity = info.identity;
   end.size_bytes = info.size_bytes;
   end.block_bytes = info.block_bytes;
   co_return std::move(end);
@@ -229,10 +230,7 @@ CopyTarget CopyEnd::as_target() const {
 }
 
 std::string CopyEnd::version() const {
-  if (served) {
-    const client::Session2Info info = served->info();
-    return fmt::format("{} bytes, generation {}", info.size_bytes, info.generation.counter);
-  }
+  if (served) return served->facts().version;
   struct stat status{};
   if (file.valid() && ::fstat(file.get(), &status) == 0)
     return fmt::format("{} bytes, {}.{:09}", status.st_size, status.st_mtim.tv_sec, status.st_mtim.tv_nsec);
@@ -276,7 +274,7 @@ coro::Task<Result<CopyEnd>> open_target(io::Backend& backend, io::Loop& loop, st
   if (!end) co_return std::move(end);
   CopyEnd& target = end.value();
   std::optional<Error> refused;
-  if (target.served && target.served->info().read_only)
+  if (target.served && target.served->facts().read_only)
     refused = make_error(EROFS, "{} is read-only", target.name);
   else if (target.served && target.identity == source.identity)
     refused = make_error(EBUSY, "{} and {} are the same disk", source.name, target.name);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// Where a copy comes from and goes to: a file, a block device, a pipe, an export of a netblk server.
+// Where a copy comes from and goes to: a file, a block device, a pipe, an export of a netblk or NBD server.
 #pragma once
 
 #include <memory>
@@ -21,6 +21,7 @@ struct EndOptions {
   bool force = false;
   unsigned connections = 1;
   uint64_t timeout_ms = 120'000;  // without a server
+  bool trust_reconnect = false;   // NBD: see client::NbdOptions
 };
 
 // One end, open. Used and closed on the loop's thread.

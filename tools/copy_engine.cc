@@ -25,7 +25,10 @@ constexpr uint64_t kZeroBytes = 32u << 20;
 // What a hole begins and ends on, and the shortest run of zeroes in data that is made one.
 constexpr uint64_t kGranuleBytes = 4096;
 constexpr uint64_t kTickMs = 100;
-static_assert(kPieceBytes % kGranuleBytes == 0 && kZeroBytes % kPieceBytes == 0);
+// One question about holes: how far, and how many extents the answer may have.
+constexpr uint64_t kLookBytes = 1u << 30;
+constexpr uint32_t kLookExtents = 4096;
+static_assert(kPieceBytes % kGranuleBytes == 0 && kZeroBytes % kPieceBytes == 0 && kLookBytes % kPieceBytes == 0);
 
 alignas(4096) constexpr std::array<std::byte, 64u << 10> kZeroes{};
 
@@ -130,16 +133,58 @@ bool Copy::fail(Error error) {
 
 uint64_t Copy::padded(uint64_t end) const { return rounded_up(end, plan_.target.block_bytes); }
 
+bool Copy::must_look() {
+  const CopySource& source = plan_.source;
+  while (!seen_.empty() && seen_.front().end <= cursor_) seen_.pop_front();
+  return !is_blind_ && !error_ && source.device != nullptr && !source.extent_at && seen_.empty() && cursor_ < *source.size_bytes &&
+         (!extent_ || cursor_ >= extent_->end);
+}
+
+coro::Task<void> Copy::look_ahead() {
+  while (must_look()) {
+    if (looking_) {
+      coro::Event done;
+      lookers_.push_back(&done);
+      co_await done.wait();
+      continue;
+    }
+    looking_ = true;
+    const uint64_t size = *plan_.source.size_bytes;
+    const uint64_t length = std::min(size - cursor_, kLookBytes);
+    std::vector<block::Extent> extents;
+    const uint64_t from = cursor_;
+    const int error = co_await AskedStatus(*plan_.source.device, loop_, from, length, extents, kLookExtents);
+    // Who cannot tell is read.
+    is_blind_ = error != 0;
+    uint64_t end = from;
+    for (const block::Extent& extent : extents) {
+      end += extent.length;
+      if (!is_blind_) seen_.push_back({.hole = extent.zero, .end = end == size ? rounded_up(end, granule_) : end});
+    }
+    looking_ = false;
+    for (coro::Event* const waiter : std::exchange(lookers_, {})) waiter->set();
+  }
+}
+
+void Copy::next_extent() {
+  if (plan_.source.extent_at) {
+    extent_ = plan_.source.extent_at(cursor_);
+  } else if (!seen_.empty()) {
+    extent_ = seen_.front();
+  } else {
+    extent_.reset();
+    return;
+  }
+  // A granule that has both is data.
+  extent_->end = extent_->hole ? rounded_down(extent_->end, granule_) : rounded_up(extent_->end, granule_);
+  if (extent_->end <= cursor_) extent_ = Extent{.hole = false, .end = cursor_ + granule_};
+}
+
 Copy::Piece Copy::take() {
   Piece piece{.number = next_number_, .offset = cursor_};
   const uint64_t size = plan_.source.size_bytes.value_or(UINT64_MAX);
   if (error_ || cursor_ >= std::min(size, pipe_end_)) return piece;
-  if (plan_.source.extent_at && (!extent_ || cursor_ >= extent_->end)) {
-    extent_ = plan_.source.extent_at(cursor_);
-    // A granule that has both is data.
-    extent_->end = extent_->hole ? rounded_down(extent_->end, granule_) : rounded_up(extent_->end, granule_);
-    if (extent_->end <= cursor_) extent_ = Extent{.hole = false, .end = cursor_ + granule_};
-  }
+  if (!extent_ || cursor_ >= extent_->end) next_extent();
   piece.hole = extent_ && extent_->hole;
   uint64_t most = piece.hole && plan_.target.device != nullptr ? kZeroBytes : kPieceBytes;
   // Holes that nobody must be told of are one piece.
@@ -156,6 +201,7 @@ Copy::Piece Copy::take() {
 coro::Task<void> Copy::work() {
   Buffer memory;
   for (;;) {
+    co_await look_ahead();
     Piece piece = take();
     if (piece.length == 0) co_return;
     if (!memory && !piece.hole) memory = make_buffer();

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <optional>
@@ -32,7 +33,7 @@ struct CopySource {
   block::Device* device = nullptr;
   PipeFile* pipe = nullptr;
   std::optional<uint64_t> size_bytes;  // nothing: until a pipe's end
-  // Empty: all of it is data.
+  // Empty: the device is asked for its block status, if it has one; otherwise all of it is data.
   std::function<Extent(uint64_t offset)> extent_at;
 };
 
@@ -95,6 +96,9 @@ class Copy {
   };
 
   coro::Task<void> work();
+  coro::Task<void> look_ahead();
+  bool must_look();
+  void next_extent();
   Piece take();
   coro::Task<bool> fetch(Piece& piece, std::span<std::byte> buffer);
   coro::Task<bool> store(const Piece& piece, std::span<std::byte> buffer);
@@ -113,7 +117,12 @@ class Copy {
   const uint64_t granule_;  // of holes
   uint64_t cursor_;
   uint64_t next_number_ = 0;
-  std::optional<Extent> extent_;
+  std::optional<Extent> extent_;  // around the cursor, in whole granules
+  // What the device said of its status, from the cursor on. One worker asks, the others wait for it.
+  std::deque<Extent> seen_;
+  bool looking_ = false;
+  bool is_blind_ = false;
+  std::vector<coro::Event*> lookers_;
   uint64_t pipe_end_ = UINT64_MAX;
   std::set<uint64_t> in_flight_;  // offsets of pieces that were taken and are not done
   Turns reading_, writing_;

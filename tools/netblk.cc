@@ -21,6 +21,7 @@ constexpr uint64_t kAskTimeoutMs = 5000;
 constexpr double kCopyTimeoutSeconds = 120;
 constexpr double kMaxBenchSeconds = 86400;
 constexpr unsigned kMaxConnections = NETBLK2_MAX_CONNECTIONS;
+constexpr const char* kNbdUris = "nbd://HOST[:10809][/EXPORT], nbd+unix:///EXPORT?socket=PATH";
 
 struct Arguments {
   AttachArguments attach;
@@ -74,15 +75,21 @@ int run(int argc, char** argv) {
   status_command->add_flag("--json", arguments.json, "For programs: a list of objects");
 
   CLI::App* const info_command = app.add_subcommand("info", "Tell about an export: size, limits, features, generation");
-  info_command->add_option("URI", arguments.uri, "netblk://HOST[:10809][/EXPORT]; without a name the first export")->required();
+  info_command
+      ->add_option("URI", arguments.uri, std::string("netblk://HOST[:10809][/EXPORT], ") + kNbdUris + "; without a name the first export")
+      ->required();
   info_command->add_flag("--json", arguments.json, "For programs: an object");
 
   CLI::App* const list_command = app.add_subcommand("list", "List the exports of a server");
-  list_command->add_option("URI", arguments.uri, "netblk://HOST[:10809]")->required();
+  list_command
+      ->add_option("URI", arguments.uri, "netblk://HOST[:10809], nbd://HOST[:10809] or nbd+unix:///?socket=PATH")
+      ->required();
   list_command->add_flag("--json", arguments.json, "For programs: a list of objects");
 
   CLI::App* const bench_command = app.add_subcommand("bench", "Measure a disk: requests a second, MiB/s, latencies");
-  bench_command->add_option("TARGET", arguments.bench.target, "netblk://HOST[:10809][/EXPORT], a block device or a file")
+  bench_command
+      ->add_option("TARGET", arguments.bench.target,
+                   std::string("netblk://HOST[:10809][/EXPORT], ") + kNbdUris + ", a block device or a file")
       ->required();
   bench_command->add_option("--rw", arguments.bench.rw, "read, write, randread, randwrite, or randrw (half and half)")
       ->check(CLI::IsMember({"read", "write", "randread", "randwrite", "randrw"}))
@@ -117,7 +124,9 @@ int run(int argc, char** argv) {
   replay_command->add_flag("--json", arguments.replay.json, "For programs: an object");
 
   CLI::App* const copy_command = app.add_subcommand("copy", "Copy a disk; the status is 0 only when the copy is safe");
-  copy_command->add_option("SRC", arguments.copy.source, "A file, a block device, netblk://HOST[:10809][/EXPORT], or - (stdin)")
+  copy_command
+      ->add_option("SRC", arguments.copy.source,
+                   std::string("A file, a block device, netblk://HOST[:10809][/EXPORT], ") + kNbdUris + ", or - (stdin)")
       ->required();
   copy_command->add_option("DST", arguments.copy.target, "The same; - is stdout. A file that is not there is made")->required();
   copy_command->add_flag("--resume", arguments.copy.resume, "Go on where an unfinished copy of the same disk stopped");
@@ -130,6 +139,13 @@ int run(int argc, char** argv) {
   copy_command
       ->add_option("--timeout", arguments.timeout_s, "Seconds without a server after which the copy fails (default 120)")
       ->check(CLI::Range(0.001, kMaxTimeoutSeconds));
+
+  copy_command
+      ->add_option("--reconnect", arguments.copy.reconnect,
+                   "NBD, when a connection was made anew with writes that were not flushed: lost: the copy fails, for they may "
+                   "be gone; trust: they are there")
+      ->check(CLI::IsMember({"lost", "trust"}))
+      ->capture_default_str();
 
   try {
     app.parse(argc, argv);

@@ -118,7 +118,7 @@ coro::Task<Status> Benching::open() {
   auto served = co_await open_export(loop_, std::move(uri).value(), options);
   if (!served) co_return std::move(served).error();
   target_.served = std::move(served).value();
-  const client::Session2Info info = target_.served->info();
+  const ExportFacts info = target_.served->facts();
   target_.block_bytes = info.block_bytes;
   target_.slots = info.slots;
   if (writes() && info.read_only) co_return make_error(EROFS, "{} is read-only: measure it with --rw read or randread", target_.name);

@@ -43,7 +43,8 @@ class Copying {
 };
 
 coro::Task<void> Copying::run() {
-  const EndOptions options{.force = arguments_.force, .connections = arguments_.connections, .timeout_ms = arguments_.timeout_ms};
+  const EndOptions options{.force = arguments_.force, .connections = arguments_.connections, .timeout_ms = arguments_.timeout_ms,
+                           .trust_reconnect = arguments_.reconnect == "trust"};
   auto source = co_await open_source(backend_, loop_, arguments_.source, options);
   if (!source) {
     outcome_ = std::move(source).error();
@@ -153,6 +154,8 @@ coro::Task<Status> Copying::copy() {
       co_return make_error(copied.error().code, "{}; {} bytes are copied and safe: go on with --resume", what, state_.done_bytes);
     co_return make_error(copied.error().code, "{}", what);
   }
+  if (target_.served && !target_.served->facts().can_flush)
+    note(fmt::format("{} has no flush: whether the copy would survive a crash of the server is not known", target_.name));
   if (file_) file_->remove();
   if (source_.file.valid() && source_.version() != source_version_)
     co_return make_error(EAGAIN, "{} was changed while it was copied, so the copy is a mixture: copy it again when nobody "

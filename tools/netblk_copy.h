@@ -13,6 +13,7 @@ struct CopyArguments {
   bool force = false;
   unsigned connections = 1;
   uint64_t timeout_ms = 120'000;
+  std::string reconnect = "lost";  // or "trust"
 };
 
 // An exit status: 0 only after the target has been flushed.

@@ -44,6 +44,7 @@ Status name_is_free(const std::string& name, const std::string& node) {
 int run_attach(const AttachArguments& arguments) {
   const auto uri = parse_server_uri(arguments.uri);
   if (!uri) return fail(kMalformed, uri.error().message);
+  if (uri.value().is_nbd()) return fail(kMalformed, fmt::format("\"{}\": attach takes netblk:// only", arguments.uri));
   std::optional<uint64_t> size_bytes;
   if (!arguments.size.empty()) {
     size_bytes = parse_size(arguments.size);

@@ -11,8 +11,13 @@
 #include <cstring>
 #include <utility>
 
+#include "client/nbd_client.h"
+#include "client/netblk2_client.h"
+#include "command_line.h"
+#include "io/fd.h"
 #include "netblk_state.h"
 #include "transport/tcp_dialer.h"
+#include "transport/unix_dialer.h"
 
 namespace netblk::tools {
 namespace {
@@ -48,13 +53,96 @@ Result<io::UniqueFd> hold_client_id(const Id& id, const ServerUri& uri) {
   return make_error(errno, "cannot hold a socket: {}", errno_text(errno));
 }
 
-const char* advice(int error) {
+const char* advice(const ServerUri& uri, int error) {
   switch (error) {
     case EBUSY: return "; wait for it, or take the disk over with --force";
     case ENOENT: return "; `netblk list` shows the exports";
-    case EPROTONOSUPPORT: return "; this needs a netblk/2 server";
+    case EPROTONOSUPPORT: return uri.is_nbd() ? "" : "; this needs a netblk/2 server, or nbd:// for one that speaks NBD";
     default: return "";
   }
+}
+
+template <class Client>
+class Served : public Export {
+ public:
+  Served(std::unique_ptr<io::Dialer> dialer, std::unique_ptr<Client> client)
+      : dialer_(std::move(dialer)), client_(std::move(client)) {}
+  block::Device& device() final { return *client_; }
+  client::ClientStatus status() const final { return client_->status(); }
+  coro::Task<void> close() final { return client_->close(); }
+
+ protected:
+  const Client& client() const { return *client_; }
+
+ private:
+  std::unique_ptr<io::Dialer> dialer_;
+  std::unique_ptr<Client> client_;
+};
+
+class Netblk2Export final : public Served<client::Netblk2Client> {
+ public:
+  Netblk2Export(io::UniqueFd holder, std::unique_ptr<io::Dialer> dialer, std::unique_ptr<client::Netblk2Client> client)
+      : Served(std::move(dialer), std::move(client)), holder_(std::move(holder)) {}
+  ExportFacts facts() const override {
+    const client::Session2Info info = client().info();
+    return {.size_bytes = info.size_bytes,
+            .block_bytes = info.block_bytes,
+            .slots = info.slots,
+            .connections = info.max_connections,
+            .read_only = info.read_only,
+            .identity = "store " + id_text(info.generation.uuid),
+            .version = fmt::format("{} bytes, generation {}", info.size_bytes, info.generation.counter)};
+  }
+
+ private:
+  io::UniqueFd holder_;
+};
+
+class NbdServed final : public Served<client::NbdClient> {
+ public:
+  NbdServed(std::string name, uint32_t slots, std::unique_ptr<io::Dialer> dialer, std::unique_ptr<client::NbdClient> client)
+      : Served(std::move(dialer), std::move(client)), name_(std::move(name)), slots_(slots) {}
+  ExportFacts facts() const override {
+    const client::NbdInfo info = client().info();
+    const uint64_t size = client().size_bytes();
+    return {.size_bytes = size,
+            .block_bytes = info.found.min_block_bytes,
+            .slots = slots_,
+            .connections = info.connections,
+            .read_only = info.read_only(),
+            .can_flush = info.can(NBD_FLAG_SEND_FLUSH),
+            .identity = "export " + name_,
+            .version = fmt::format("{} bytes", size)};
+  }
+
+ private:
+  const std::string name_;
+  const uint32_t slots_;
+};
+
+// NBD servers know no client: whoever comes may write.
+coro::Task<Result<std::unique_ptr<Export>>> open_nbd(io::Loop& loop, ServerUri uri, ExportOptions options) {
+  auto dialer = make_dialer(uri);
+  client::NbdOptions wanted;
+  wanted.name = uri.address();
+  wanted.export_name = uri.export_name;
+  wanted.read_only = options.read_only;
+  wanted.connections = options.connections;
+  wanted.slots = options.slots;
+  wanted.trust_reconnect = options.trust_reconnect;
+  wanted.dead_time_ms = options.timeout_ms;
+  wanted.request_timeout_ms = request_timeout_ms(options.timeout_ms);
+  wanted.retry_after_error = false;
+  auto opened = co_await client::NbdClient::open_on(loop, *dialer, wanted);
+  if (!opened)
+    co_return make_error(opened.error().code, "cannot open {}: {}{}", uri.text(), opened.error().message,
+                         advice(uri, opened.error().code));
+  const unsigned connections = opened.value()->info().connections;
+  if (connections < options.connections)
+    note(fmt::format("{} is used over {} connection: its server does not allow more", uri.text(), connections));
+  std::unique_ptr<Export> made =
+      std::make_unique<NbdServed>(uri.text(), options.slots, std::move(dialer), std::move(opened).value());
+  co_return made;
 }
 
 }  // namespace
@@ -73,13 +161,22 @@ Id client_id_for(const std::string& words) {
 }
 
 std::string Export::reason() const {
-  const client::Status2 now = client_->status();
+  const client::ClientStatus now = status();
   if (now.lost) return now.lost_reason;
   return now.state == client::State::kConnected ? "" : now.last_error;
 }
 
+std::unique_ptr<io::Dialer> make_dialer(const ServerUri& uri) {
+  if (!uri.socket.empty()) return std::make_unique<transport::UnixDialer>(uri.socket);
+  return std::make_unique<transport::TcpDialer>(uri.host, uri.port);
+}
+
 coro::Task<Result<std::unique_ptr<Export>>> open_export(io::Loop& loop, ServerUri uri, ExportOptions options) {
-  auto dialer = std::make_unique<transport::TcpDialer>(uri.host, uri.port);
+  if (uri.is_nbd()) {
+    auto opened = co_await open_nbd(loop, std::move(uri), std::move(options));
+    co_return std::move(opened);
+  }
+  auto dialer = make_dialer(uri);
   client::Options2 wanted;
   wanted.name = uri.address();
   wanted.export_name = uri.export_name;
@@ -102,8 +199,10 @@ coro::Task<Result<std::unique_ptr<Export>>> open_export(io::Loop& loop, ServerUr
   auto opened = co_await client::Netblk2Client::open_on(loop, *dialer, wanted);
   if (!opened)
     co_return make_error(opened.error().code, "cannot open {}: {}{}", uri.text(), opened.error().message,
-                         advice(opened.error().code));
-  co_return std::make_unique<Export>(std::move(holder), std::move(dialer), std::move(opened).value());
+                         advice(uri, opened.error().code));
+  std::unique_ptr<Export> made =
+      std::make_unique<Netblk2Export>(std::move(holder), std::move(dialer), std::move(opened).value());
+  co_return made;
 }
 
 }  // namespace netblk::tools

@@ -2,16 +2,16 @@
 // An export of a server as a Device on a loop of the caller, for the commands that copy and measure.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
-#include <utility>
 
 #include "base/id.h"
 #include "base/result.h"
-#include "client/netblk2_client.h"
+#include "block/device.h"
+#include "client/state.h"
 #include "coro/task.h"
 #include "io/dialer.h"
-#include "io/fd.h"
 #include "io/loop.h"
 #include "netblk_uri.h"
 
@@ -23,29 +23,40 @@ struct ExportOptions {
   unsigned connections = 1;
   uint32_t slots = 256;
   uint64_t timeout_ms = 120'000;  // without a server, until requests fail
+  bool trust_reconnect = false;   // NBD: a server that came back still has what it acknowledged
   std::string purpose;            // "copy", "bench": the same client at each start on this machine
+};
+
+// What the commands need to know of it.
+struct ExportFacts {
+  uint64_t size_bytes = 0;
+  uint32_t block_bytes = 1;  // offsets and lengths are multiples of it
+  uint32_t slots = 0;        // requests in flight
+  unsigned connections = 1;
+  bool read_only = false;
+  bool can_flush = true;
+  // The same at each start, as far as the protocol tells it: what is behind the name; and what changes when somebody else
+  // writes to it.
+  std::string identity;
+  std::string version;
 };
 
 class Export {
  public:
-  Export(io::UniqueFd holder, std::unique_ptr<io::Dialer> dialer, std::unique_ptr<client::Netblk2Client> client)
-      : holder_(std::move(holder)), dialer_(std::move(dialer)), client_(std::move(client)) {}
+  virtual ~Export() = default;
+  virtual block::Device& device() = 0;
+  virtual ExportFacts facts() const = 0;
+  virtual client::ClientStatus status() const = 0;
+  // Before it is destroyed.
+  virtual coro::Task<void> close() = 0;
 
-  block::Device& device() { return *client_; }
-  client::Session2Info info() const { return client_->info(); }
-  client::Status2 status() const { return client_->status(); }
-  bool is_connected() const { return client_->state() == client::State::kConnected; }
+  bool is_connected() const { return status().state == client::State::kConnected; }
   // Why the last request may have failed, for the end of a message; empty: nothing is known.
   std::string reason() const;
-
-  // Before it is destroyed.
-  coro::Task<void> close() { return client_->close(); }
-
- private:
-  io::UniqueFd holder_;
-  std::unique_ptr<io::Dialer> dialer_;
-  std::unique_ptr<client::Netblk2Client> client_;
 };
+
+// How a server is reached.
+std::unique_ptr<io::Dialer> make_dialer(const ServerUri& uri);
 
 // Errors in words, with what to do.
 coro::Task<Result<std::unique_ptr<Export>>> open_export(io::Loop& loop, ServerUri uri, ExportOptions options);

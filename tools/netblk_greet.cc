@@ -16,6 +16,7 @@
 #include "io/socket.h"
 #include "proto/netblk/codec1.h"
 #include "transport/tcp.h"
+#include "transport/unix.h"
 
 namespace netblk::tools {
 namespace {
@@ -202,6 +203,30 @@ Result<std::vector<proto::Export2>> ask_list(const ServerUri& uri, uint64_t time
     if (exports.size() >= kMaxListed)
       return make_error(EPROTO, "{}: its list has more than {} exports", uri.address(), kMaxListed);
   }
+}
+
+Result<io::UniqueFd> connect_to(const ServerUri& uri, uint64_t timeout_ms) {
+  if (!uri.socket.empty()) return transport::unix_connect(uri.socket, timeout_ms);
+  return transport::tcp_connect(uri.host, uri.port, timeout_ms);
+}
+
+Result<NbdExportInfo> ask_nbd_info(const ServerUri& uri, uint64_t timeout_ms) {
+  auto socket = connect_to(uri, timeout_ms);
+  if (!socket) return std::move(socket).error();
+  const auto asked = steady_clock::now();
+  auto found = client::nbd_handshake(
+      socket.value().get(), {.purpose = client::NbdWish::Purpose::kInfo, .export_name = uri.export_name}, timeout_ms);
+  if (!found) return about(uri, found.error());
+  const auto took = std::chrono::duration_cast<std::chrono::microseconds>(steady_clock::now() - asked);
+  return NbdExportInfo{std::move(found).value(), static_cast<uint64_t>(took.count())};
+}
+
+Result<std::vector<client::NbdListed>> ask_nbd_list(const ServerUri& uri, uint64_t timeout_ms) {
+  auto socket = connect_to(uri, timeout_ms);
+  if (!socket) return std::move(socket).error();
+  auto listed = client::nbd_list(socket.value().get(), timeout_ms);
+  if (!listed) return about(uri, listed.error());
+  return listed;
 }
 
 }  // namespace netblk::tools

@@ -11,6 +11,7 @@
 
 #include "base/parse.h"
 #include "command_line.h"
+#include "nbd_info.h"
 #include "netblk_greet.h"
 
 namespace netblk::tools {
@@ -22,12 +23,6 @@ using nlohmann::ordered_json;
 std::string dumped(const ordered_json& object) {
   return object.dump(2, ' ', false, ordered_json::error_handler_t::replace);
 }
-
-std::string exact_size(uint64_t bytes) {
-  return bytes < 1024 ? size_text(bytes) : fmt::format("{} ({} bytes)", size_text(bytes), bytes);
-}
-
-std::string milliseconds(uint64_t us) { return fmt::format("{:.3f} ms", static_cast<double>(us) / 1000); }
 
 ordered_json info_json(const ServerUri& uri, const ExportInfo& info) {
   ordered_json object = {{"uri", uri.text()},
@@ -55,8 +50,14 @@ ordered_json info_json(const ServerUri& uri, const ExportInfo& info) {
   return object;
 }
 
+std::string rows_text(const InfoRows& rows) {
+  std::string text;
+  for (const auto& [name, value] : rows) text += fmt::format("{}{:<11} {}", text.empty() ? "" : "\n", name, value);
+  return text;
+}
+
 std::string info_text(const ServerUri& uri, const ExportInfo& info) {
-  std::vector<std::pair<const char*, std::string>> rows = {{"server", uri.address()}};
+  InfoRows rows = {{"server", uri.address()}};
   if (!info.welcome) {
     rows.emplace_back("protocol", "netblk/1 only: it tells neither size nor exports, has no flush, trim or sessions");
     rows.emplace_back("round trip", milliseconds(info.round_trip_us));
@@ -79,9 +80,7 @@ std::string info_text(const ServerUri& uri, const ExportInfo& info) {
     rows.emplace_back("generation", std::to_string(welcome.generation));
     rows.emplace_back("round trip", milliseconds(info.round_trip_us));
   }
-  std::string text;
-  for (const auto& [name, value] : rows) text += fmt::format("{}{:<11} {}", text.empty() ? "" : "\n", name, value);
-  return text;
+  return rows_text(rows);
 }
 
 std::string list_json(const ServerUri& server, const std::vector<proto::Export2>& exports) {
@@ -119,6 +118,11 @@ std::string list_text(const std::vector<proto::Export2>& exports) {
 int run_info(const std::string& text, bool json, uint64_t timeout_ms) {
   const auto uri = parse_server_uri(text);
   if (!uri) return fail(kMalformed, uri.error().message);
+  if (uri.value().is_nbd()) {
+    const auto told = ask_nbd_info(uri.value(), timeout_ms);
+    if (!told) return fail(kFailed, told.error().message);
+    return print(json ? dumped(nbd_info_json(uri.value(), told.value())) : rows_text(nbd_info_rows(uri.value(), told.value())));
+  }
   const auto info = ask_info(uri.value(), timeout_ms);
   if (!info) return fail(kFailed, info.error().message);
   if (!info.value().welcome && !uri.value().export_name.empty())
@@ -129,9 +133,15 @@ int run_info(const std::string& text, bool json, uint64_t timeout_ms) {
 int run_list(const std::string& text, bool json, uint64_t timeout_ms) {
   const auto uri = parse_server_uri(text);
   if (!uri) return fail(kMalformed, uri.error().message);
+  ServerUri server = uri.value();
+  server.export_name.clear();
   if (!uri.value().export_name.empty())
-    return fail(kMalformed, fmt::format("\"{}\" names an export; `list` takes a server, netblk://{}", text,
-                                        uri.value().address()));
+    return fail(kMalformed, fmt::format("\"{}\" names an export; `list` takes a server, {}", text, server.text()));
+  if (uri.value().is_nbd()) {
+    const auto told = ask_nbd_list(server, timeout_ms);
+    if (!told) return fail(kFailed, told.error().message);
+    return print(json ? dumped(nbd_list_json(server, told.value())) : nbd_list_text(told.value()));
+  }
   const auto exports = ask_list(uri.value(), timeout_ms);
   if (!exports) return fail(kFailed, exports.error().message);
   return print(json ? list_json(uri.value(), exports.value()) : list_text(exports.value()));

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// netblk://HOST[:10809][/EXPORT] (DESIGN 5).
+// netblk://HOST[:10809][/EXPORT] (DESIGN 5), and NBD's own, as its public text has them: nbd://HOST[:10809][/EXPORT] and
+// nbd+unix:///EXPORT?socket=PATH.
 #pragma once
 
 #include <cstdint>
@@ -10,13 +11,18 @@
 namespace netblk::tools {
 
 struct ServerUri {
-  std::string host;
-  uint16_t port = 0;
-  std::string export_name;  // empty: the server's first
+  enum class Protocol : uint8_t { kNetblk, kNbd };
 
-  // "netblk://[::1]:10809/disk"; parse_server_uri() of it gives the same.
+  std::string host{};  // empty with a socket
+  uint16_t port = 0;
+  std::string export_name{};  // empty: the server's first, or NBD's default
+  Protocol protocol = Protocol::kNetblk;
+  std::string socket{};  // of nbd+unix: a path; one that begins with a zero byte is abstract
+
+  bool is_nbd() const { return protocol == Protocol::kNbd; }
+  // "netblk://[::1]:10809/disk", "nbd+unix:///disk?socket=/run/nbd"; parse_server_uri() of it gives the same.
   std::string text() const;
-  // "[::1]:10809"
+  // "[::1]:10809", or the socket's path
   std::string address() const;
 };
 

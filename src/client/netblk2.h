@@ -72,22 +72,6 @@ struct Session2Info {
   uint32_t heartbeat_ms = 0;  // 0: off
 };
 
-// The client at one moment.
-struct Status2 {
-  State state = State::kConnecting;
-  unsigned connections = 0;  // that serve requests now
-  uint64_t reconnects = 0;   // connections made again after a loss
-  uint64_t replayed = 0;     // requests that were sent again
-  uint64_t timed_out = 0;    // requests that ended with ETIMEDOUT
-  // Changes that were acknowledged and are not covered by a successful flush.
-  uint64_t unflushed = 0;
-  // Some of them may be gone: every flush and FUA ends with EIO until reset_lost().
-  bool lost = false;
-  std::string lost_reason;  // empty unless lost
-  std::string last_error;   // why the last connection or attempt ended; empty at first
-};
-
-// Randomness for backoff and for where numbers begin: any 64 bits a call.
-using Random = std::function<uint64_t()>;
+using Status2 = ClientStatus;
 
 }  // namespace netblk::client

@@ -2,23 +2,13 @@
 #include "client/netblk2_client.h"
 
 #include <cerrno>
-#include <condition_variable>
-#include <mutex>
-#include <optional>
-#include <thread>
 #include <utility>
 
 #include "client/session2.h"
+#include "client/session_thread.h"
 
 namespace netblk::client {
 namespace {
-
-uint64_t kernel_random() {
-  const Id id = random_id();
-  uint64_t value = 0;
-  for (size_t i = 0; i < sizeof value; ++i) value = value << 8 | id.bytes[i];
-  return value;
-}
 
 Result<Options2> checked(Options2 options) {
   if (options.connections < 1 || options.connections > NETBLK2_MAX_CONNECTIONS)
@@ -45,37 +35,8 @@ block::Geometry geometry_of(const Session2Info& info) {
 
 }  // namespace
 
-// The loop's thread runs the session from its open() to its close().
-struct Netblk2Client::Owned {
-  struct Stop : io::Posted {
-    explicit Stop(Owned& of) : Posted([](coro::Runnable& self) { static_cast<Stop&>(self).owned.wanted.set(); }), owned(of) {}
-    Owned& owned;
-  };
-
-  Owned(std::unique_ptr<io::Loop> made_loop, std::unique_ptr<io::Dialer> made_dialer)
-      : loop(std::move(made_loop)), dialer(std::move(made_dialer)), stop(*this) {}
-
-  coro::Task<void> main(Session2& session) {
-    auto opened = co_await session.open();
-    const bool ok = opened.ok();
-    {
-      const std::lock_guard lock(mutex);
-      outcome.emplace(std::move(opened));
-      told.notify_all();
-    }
-    if (!ok) co_return;
-    co_await wanted.wait();
-    co_await session.close();
-  }
-
-  std::unique_ptr<io::Loop> loop;
-  std::unique_ptr<io::Dialer> dialer;
-  std::thread thread;
-  coro::Event wanted;
-  Stop stop;
-  std::mutex mutex;
-  std::condition_variable told;
-  std::optional<Status> outcome;
+struct Netblk2Client::Owned : SessionThread<Session2> {
+  using SessionThread::SessionThread;
 };
 
 Netblk2Client::Netblk2Client(const Session2Info& info, std::unique_ptr<Session2> session)
@@ -90,16 +51,8 @@ Result<std::unique_ptr<Netblk2Client>> Netblk2Client::open(io::Backend& backend,
   auto loop = backend.make_loop(clock);
   if (!loop) return std::move(loop).error();
   auto owned = std::make_unique<Owned>(std::move(loop).value(), std::move(dialer));
-  auto session = std::make_unique<Session2>(*owned->loop, *owned->dialer, sound.value(), kernel_random);
-  owned->thread = std::thread([of = owned.get(), with = session.get()] { of->loop->run(of->main(*with)); });
-  {
-    std::unique_lock lock(owned->mutex);
-    owned->told.wait(lock, [&] { return owned->outcome.has_value(); });
-  }
-  if (!owned->outcome->ok()) {
-    owned->thread.join();
-    return owned->outcome->error();
-  }
+  auto session = std::make_unique<Session2>(owned->loop(), owned->dialer(), sound.value(), kernel_random);
+  if (auto opened = owned->open(*session); !opened) return std::move(opened).error();
   const Session2Info info = session->info();
   // The device is there before anything else can reach the session: a change of the size meanwhile is in `info`, or told.
   auto client = std::unique_ptr<Netblk2Client>(new Netblk2Client(info, std::move(session)));
@@ -119,9 +72,7 @@ coro::Task<Result<std::unique_ptr<Netblk2Client>>> Netblk2Client::open_on(io::Lo
 }
 
 Netblk2Client::~Netblk2Client() {
-  if (!owned_) return;
-  owned_->loop->post(owned_->stop);
-  owned_->thread.join();
+  if (owned_) owned_->close();
 }
 
 coro::Task<void> Netblk2Client::close() {

@@ -230,7 +230,7 @@ bool Session2::usable() const { return up_ > 0 && fences_ == 0; }
 // ---- requests
 
 void Session2::submit(Request& request) {
-  const Parts2 parts{request};
+  const Parts parts{request};
   parts.begun() = 0;
   parts.in_flight() = 0;
   parts.queued() = 0;
@@ -264,14 +264,14 @@ void Session2::pump() {
 void Session2::pop_waiting() {
   Request& request = *waiting_;
   waiting_ = request.held.next;
-  Parts2{request}.queued() = 0;
+  Parts{request}.queued() = 0;
 }
 
 // A request takes slots, one for each part that the server takes at once; then it leaves the queue.
 void Session2::slice_waiting() {
   while (waiting_ != nullptr && !slots_.full()) {
     Request& request = *waiting_;
-    const Parts2 parts{request};
+    const Parts parts{request};
     if (parts.begun() == 0) {
       const bool refused = lost() && (request.command == Command::kFlush || request.fua);
       if (refused || request.is_abandoned()) {
@@ -398,7 +398,7 @@ void Session2::answered(uint32_t number, int error) {
 }
 
 void Session2::end_part(Request& request, int error) {
-  const Parts2 parts{request};
+  const Parts parts{request};
   --parts.in_flight();
   if (error != 0 && request.error == 0) request.error = error;
   if (request.error != 0 && parts.queued() != 0) {
@@ -459,7 +459,7 @@ void Session2::end_waiting(int error) {
 // ---- deadlines
 
 uint32_t Session2::age_ms(Request& request, uint64_t now_ms) const {
-  return static_cast<uint32_t>(now_ms) - Parts2{request}.since_ms();
+  return static_cast<uint32_t>(now_ms) - Parts{request}.since_ms();
 }
 
 void Session2::arm_sweep() {
@@ -508,7 +508,7 @@ void Session2::expire(uint64_t now) {
       give_up_slot(number, ETIMEDOUT);
     }
   }
-  while (waiting_ != nullptr && Parts2{*waiting_}.begun() == 0 && age_ms(*waiting_, now) >= limit) {
+  while (waiting_ != nullptr && Parts{*waiting_}.begun() == 0 && age_ms(*waiting_, now) >= limit) {
     Request& request = *waiting_;
     pop_waiting();
     finish(request, ETIMEDOUT);

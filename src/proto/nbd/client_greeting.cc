@@ -101,7 +101,7 @@ void NbdGreeting::fail(Error error) {
 
 // A friendly end. Where the transmission phase has begun, it is said there.
 void NbdGreeting::leave() {
-  if (option_ != NBD_OPT_EXPORT_NAME) {
+  if (wish_.purpose == NbdWish::Purpose::kList) {
     option(NBD_OPT_ABORT, {});
   } else {
     std::array<std::byte, NBD_EXTENDED_REQUEST_SIZE> bye;
@@ -177,8 +177,8 @@ void NbdGreeting::after_headers() {
 }
 
 void NbdGreeting::after_contexts() {
-  const bool info = wish_.purpose == NbdWish::Purpose::kInfo;
-  option(info ? NBD_OPT_INFO : NBD_OPT_GO, info_request(wish_.export_name));
+  // kInfo, too: some servers know an export's size only when they have opened it.
+  option(NBD_OPT_GO, info_request(wish_.export_name));
 }
 
 // The one option that every server has, and that no server answers when it says no: it closes.
@@ -244,7 +244,8 @@ void NbdGreeting::take_ack() {
   } else if (wish_.purpose == NbdWish::Purpose::kInfo) {
     leave();
   } else {
-    listed_[next_listed_ - 1].about = found_;
+    // See after_contexts(): nothing is what such a server says.
+    if (found_.size_bytes != 0) listed_[next_listed_ - 1].about = found_;
     ask_next_listed();
   }
 }

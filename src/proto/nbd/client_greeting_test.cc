@@ -151,16 +151,19 @@ TEST(NbdGreetingTest, InfoLearnsAndLeaves) {
                   hello() + reply(kExt, NBD_REP_ERR_UNSUP) + reply(kStructured, NBD_REP_ACK) +
                       reply(NBD_OPT_LIST_META_CONTEXT, NBD_REP_META_CONTEXT, context(0, "base:allocation")) +
                       reply(NBD_OPT_LIST_META_CONTEXT, NBD_REP_META_CONTEXT, context(0, "qemu:dirty-bitmap:b")) +
-                      reply(NBD_OPT_LIST_META_CONTEXT, NBD_REP_ACK) + reply(kInfo, NBD_REP_INFO, size_info(4096)) +
-                      reply(kInfo, NBD_REP_ACK));
+                      reply(NBD_OPT_LIST_META_CONTEXT, NBD_REP_ACK) + reply(kGo, NBD_REP_INFO, size_info(4096)) +
+                      reply(kGo, NBD_REP_ACK));
   ASSERT_EQ(said.error(), 0) << said.words();
   EXPECT_EQ(said.greeting.found().contexts, (std::vector<std::string>{"base:allocation", "qemu:dirty-bitmap:b"}));
-  EXPECT_EQ(said.options().back(), uint32_t{NBD_OPT_ABORT});
+  ASSERT_GE(said.sent.size(), size_t{NBD_REQUEST_SIZE});
+  const std::byte* const last = said.sent.data() + said.sent.size() - NBD_REQUEST_SIZE;
+  EXPECT_EQ(load_be<uint32_t>(last), NBD_REQUEST_MAGIC);
+  EXPECT_EQ(load_be<uint16_t>(last + 6), NBD_CMD_DISC);
 }
 
 TEST(NbdGreetingTest, InfoOfAServerWithoutItDisconnects) {
   const Said said({.purpose = Purpose::kInfo, .structured = false, .extended = false},
-                  hello() + reply(kInfo, NBD_REP_ERR_UNSUP) + uint64_t{4096} + uint16_t{1});
+                  hello() + reply(kGo, NBD_REP_ERR_UNSUP) + uint64_t{4096} + uint16_t{1});
   ASSERT_EQ(said.error(), 0) << said.words();
   ASSERT_GE(said.sent.size(), size_t{NBD_REQUEST_SIZE});
   const std::byte* const last = said.sent.data() + said.sent.size() - NBD_REQUEST_SIZE;

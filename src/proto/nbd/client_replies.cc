@@ -57,7 +57,7 @@ void NbdReplies::begin(const NbdReplyTerms& terms) {
   blocked_ = failed_ = false;
   request_ = nullptr;
   data_to_ = nullptr;
-  data_left_ = 0;
+  data_left_ = last_data_bytes_ = 0;
   said_.clear();
 }
 
@@ -142,9 +142,7 @@ void NbdReplies::take_simple(uint32_t error) {
   done_ = true;
   if (request.type != NBD_CMD_READ) return finish();
   request.came = request.length;
-  data_to_ = request.data;
-  data_left_ = request.length;
-  state_ = State::kData;
+  begin_data(request.data, request.length);
 }
 
 void NbdReplies::begin_chunk(uint64_t length) {
@@ -205,8 +203,12 @@ void NbdReplies::take_payload(Bytes payload) {
     std::memset(request.data + from, 0, length);
     return end_of_chunk();
   }
-  data_to_ = request.data + from;
-  data_left_ = static_cast<size_t>(length);
+  begin_data(request.data + from, length);
+}
+
+void NbdReplies::begin_data(std::byte* to, uint64_t length) {
+  data_to_ = to;
+  data_left_ = last_data_bytes_ = static_cast<size_t>(length);
   state_ = State::kData;
 }
 
@@ -286,7 +288,7 @@ size_t NbdReplies::take_extents(Bytes bytes) {
     // The last may reach beyond what was asked; what lies behind it is not looked at.
     const uint64_t inside = std::min(length, request.length - request.came);
     request.came += inside;
-    if (inside > 0) sink_.extent(request, inside, status);
+    if (inside > 0 && !request.status_full) request.status_full = !sink_.extent(request, inside, status);
   }
   if (extents_left_ == 0) end_of_chunk();
   return taken;

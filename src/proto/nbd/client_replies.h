@@ -31,6 +31,7 @@ struct NbdInFlight {
   uint32_t error_chunks = 0;
   int error = 0;
   bool status_came = false;
+  bool status_full = false;
   struct Range {
     uint64_t from, to;
   };
@@ -40,7 +41,7 @@ struct NbdInFlight {
     came = in_order = 0;
     error_chunks = 0;
     error = 0;
-    status_came = false;
+    status_came = status_full = false;
     scattered.clear();
   }
 };
@@ -58,8 +59,9 @@ class NbdReplySink {
   virtual NbdInFlight* find(uint64_t cookie) = 0;
   // Its last byte has been sent: until then its memory is in use, and its reply waits.
   virtual bool is_sent(const NbdInFlight& request) = 0;
-  // A BLOCK_STATUS: the next extent of base:allocation. `length` is inside the range that was asked.
-  virtual void extent(NbdInFlight& request, uint64_t length, uint64_t status) = 0;
+  // A BLOCK_STATUS: the next extent of base:allocation. `length` is inside the range that was asked. False: there is no
+  // room for it, and no more are wanted.
+  virtual bool extent(NbdInFlight& request, uint64_t length, uint64_t status) = 0;
   // The request has ended: 0 or an errno value. It is not touched again.
   virtual void answered(NbdInFlight& request, int error) = 0;
 
@@ -98,13 +100,15 @@ class NbdReplies {
   bool is_blocked() const { return blocked_; }
   // Why the connection is over; null: it is not.
   const Error* failed() const { return failed_ ? &error_ : nullptr; }
-  // The request that the failure is about, if it is about one.
-  const NbdInFlight* blamed() const { return request_; }
-  // The last READ came in one piece of this length: the next header is worth receiving alone.
-  size_t header_bytes() const {
-    return terms_.extended ? NBD_EXTENDED_REPLY_SIZE : terms_.structured ? NBD_STRUCTURED_REPLY_SIZE : NBD_SIMPLE_REPLY_SIZE;
+  // Where READs are long, data are worth receiving in their own place: then, how many bytes stand before the next ones.
+  // 0: whatever comes may be received at once.
+  size_t bytes_before_data(size_t large) const {
+    if (last_data_bytes_ < large) return 0;
+    if (state_ == State::kPayload) return piece_;
+    if (state_ != State::kHeader) return 0;
+    if (terms_.extended) return NBD_EXTENDED_REPLY_SIZE + NBD_CHUNK_OFFSET_SIZE;
+    return terms_.structured ? NBD_STRUCTURED_REPLY_SIZE + NBD_CHUNK_OFFSET_SIZE : NBD_SIMPLE_REPLY_SIZE;
   }
-  bool at_header() const { return state_ == State::kHeader; }
   // What the server said with its last error; empty: nothing.
   const std::string& said() const { return said_; }
 
@@ -123,6 +127,7 @@ class NbdReplies {
   bool find(uint64_t cookie, const char* what);
   void end_of_chunk();
   void finish();
+  void begin_data(std::byte* to, uint64_t length);
   template <class... Args>
   void fail(fmt::format_string<Args...> format, Args&&... args) {
     failed_ = true;
@@ -145,6 +150,7 @@ class NbdReplies {
   size_t piece_ = 0;      // kPayload: that much must be there
   std::byte* data_to_ = nullptr;
   size_t data_left_ = 0;
+  size_t last_data_bytes_ = 0;
   uint64_t extents_left_ = 0;
   size_t extent_size_ = 0;
 };
