@@ -188,7 +188,7 @@ def test_malformed(t):
                  ("--bs", "32M", "--depth", "100"), ("--nonsense",), ("more",)):
         refused(t, "bench", uri, *more, status=2)
     refused(t, "bench", status=2)
-    refused(t, "bench", "nbd://h/x", status=2)
+    refused(t, "bench", "nbds://h/x", status=2)
     refused(t, "bench", t.tmp / "x", "--connections", "2", status=2)
 
 

@@ -218,7 +218,7 @@ def test_stdin_longer_and_shorter(t):
 
 @test
 def test_malformed(t):
-    for args in (("copy",), ("copy", "a"), ("copy", "a", "b", "c"), ("copy", "nbd://x/y", "b"),
+    for args in (("copy",), ("copy", "a"), ("copy", "a", "b", "c"), ("copy", "nbds://x/y", "b"),
                  ("copy", "a", "netblk://"), ("copy", "a", "netblk://h:0"), ("copy", "a", "netblk://h/%4"),
                  ("copy", "--connections", "0", "a", "b"), ("copy", "--connections", "17", "a", "b"),
                  ("copy", "--timeout", "x", "a", "b"), ("copy", "--nonsense", "a", "b")):

@@ -88,7 +88,7 @@ def test_long_list_has_pages(t):
 
 @test
 def test_malformed(t):
-    for uri in ("", "x", "127.0.0.1", "nbd://h", "netblk:h", "netblk://", "netblk:///disk", "netblk://h:", "netblk://h:65536",
+    for uri in ("", "x", "127.0.0.1", "nbds://h", "netblk:h", "netblk://", "netblk:///disk", "netblk://h:", "netblk://h:65536",
                 "netblk://h:1x", "netblk://a b", "netblk://user@h", "netblk://::1", "netblk://[::1", "netblk://[::1]x",
                 "netblk://[h]", "netblk://h/%", "netblk://h/%4", "netblk://h/%zz", "netblk://h/%00", "netblk://h/a?b",
                 "netblk://h/a#b", "netblk://h/" + "n" * 4097):
