@@ -88,8 +88,8 @@ class Running:
             check(self.server.poll() is None, f"{PEER} ended with status {self.server.returncode}")
 
 
-def image(case, size, name="disk.img"):
-    path = case.tmp / name
+def image(case, size, name=None):
+    path = case.tmp / (name or f"disk{len(list(case.tmp.glob('disk*.img')))}.img")
     with open(path, "wb") as f:
         f.truncate(size)
     return path
@@ -113,7 +113,7 @@ def start(case, size=16 * MIB, path=None, ro=False, listen="tcp", exports=None, 
         every = [*options, *(["ro"] if ro else [])]
         args += ["--export", f"{name}={store}" + ("&" if "?" in store else "?") * bool(every) + "&".join(every)]
     if listen == "unix":
-        server = serverproc.Server(case, [*args, "--listen", f"nbd+unix:///{address}", *more], **kw)
+        server = serverproc.Server(case, [*args, "--listen", f"nbd+unix://{address}", *more], **kw)
         wait_socket(address, server.check_alive)
     else:
         shown = f"[{host}]" if ":" in host else host

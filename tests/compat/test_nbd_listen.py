@@ -63,7 +63,7 @@ def test_several_listeners(t):
     ports = [serverproc.free_port() for _ in range(3)]
     path = t.tmp / "n.sock"
     s = serverproc.Server(t, ["--export", "disk=mem:16M", "--listen", f"nbd://127.0.0.1:{ports[0]}", "--listen",
-                              f"nbd://127.0.0.1:{ports[1]}", "--listen", f"nbd+unix:///{path}", "--listen",
+                              f"nbd://127.0.0.1:{ports[1]}", "--listen", f"nbd+unix://{path}", "--listen",
                               f"netblk://127.0.0.1:{ports[2]}"], ports)
     use(nbd.Client(("127.0.0.1", ports[0])))
     for address in (("127.0.0.1", ports[1]), path):
@@ -81,7 +81,7 @@ def test_unix_socket(t):
     path = t.tmp / "nbd.sock"
 
     def serve(**kw):
-        return serverproc.Server(t, ["--export", "disk=mem:16M", "--listen", f"nbd+unix:///{path}"], **kw)
+        return serverproc.Server(t, ["--export", "disk=mem:16M", "--listen", f"nbd+unix://{path}"], **kw)
     s = serve()
     nbd_target.wait_socket(path, s.check_alive)
     use(nbd.Client(path))
@@ -108,7 +108,7 @@ def test_unix_socket(t):
 def test_unix_socket_is_not_followed_elsewhere(t):
     """A path that is too long, or in no folder, is refused by name."""
     for path in (t.tmp / ("x" * 120), t.tmp / "none" / "nbd.sock"):
-        status, _, err = serverproc.run_cli(["--export", "disk=mem:16M", "--listen", f"nbd+unix:///{path}"])
+        status, _, err = serverproc.run_cli(["--export", "disk=mem:16M", "--listen", f"nbd+unix://{path}"])
         check(status in (1, 2) and str(path)[:60] in err, f"status {status}: {err!r}")
 
 

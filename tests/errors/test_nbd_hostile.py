@@ -293,9 +293,9 @@ def test_reasons_are_logged(t):
         port = f":{c.local_port}"
         act(c)
         closed(c, what)
+        c.close()
         line = s.server.wait_log(lambda x: port in x and ("close" in x.lower() or "refus" in x.lower() or "end" in x.lower()), 10)
         reasons[what] = line.split(port, 1)[1]
-        c.close()
     bad("client flags", lambda c: c.send(struct.pack(">I", 0x80)))
     bad("option magic", lambda c: c.send(struct.pack(">IQII", 3, 5, 3, 0)))
     bad("request magic", lambda c: c.send(struct.pack(">IQII", 3, nbd.OPTION_MAGIC, nbd.OPT_EXPORT_NAME, 4) + b"disk" + bytes(28)))
