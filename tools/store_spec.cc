@@ -304,9 +304,14 @@ Result<std::unique_ptr<block::Device>> open_store(io::Backend& backend, const st
     auto direct = take_flag(options, "direct");
     if (!direct) return std::move(direct).error();
     file.direct = direct.value();
+    const std::string overlay = percent_decoded(take(options, "overlay").value_or(""));
+    if (!overlay.empty() && (file.size_bytes != 0 || file.direct))
+      return make_error(EINVAL, "'{}': an image under an overlay stays as it is: without size= (but with offset=) and direct=",
+                        text);
     // Unknown options are refused before a file is made.
     if (!options.empty()) return make_error(EINVAL, "unknown option '{}' in '{}'", options.begin()->first, text);
-    auto opened = store::open_file_store(backend, file);
+    auto opened = overlay.empty() ? store::open_file_store(backend, file)
+                                  : store::open_overlay_store(backend, file, overlay);
     if (!opened) return std::move(opened).error();
     device = std::move(opened).value();
   } else if (scheme == "mem" || scheme == "null") {

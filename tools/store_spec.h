@@ -23,7 +23,7 @@ struct Surroundings {
   std::string trace;
 };
 
-//   file:PATH[?size=10G][&direct=1]   mem:SIZE   null:SIZE
+//   file:PATH[?size=10G][&direct=1]   file:PATH?overlay=FILE|temp   mem:SIZE   null:SIZE
 // and for any of them, in the query:
 //   offset=BYTES[&size=BYTES]   a part; with offset= the size is the part's, and nothing is created or grown
 //   partition=N                 a partition of its table

@@ -14,6 +14,7 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "base/parse.h"
+#include "store/extents.h"
 
 namespace netblk::store {
 
@@ -37,6 +38,7 @@ FileStore::FileStore(const block::Geometry& geometry, std::unique_ptr<io::File> 
       direct_(std::move(direct)),
       direct_alignment_(direct_alignment),
       home_(std::move(home)),
+      order_(home_.exclusion_bytes),
       sync_(*buffered_, [this](std::function<void()> go_on) {
         if (home_.identity == nullptr) return go_on();
         jobs_.run([this, go_on = std::move(go_on)] {
@@ -50,7 +52,10 @@ FileStore::FileStore(const block::Geometry& geometry, std::unique_ptr<io::File> 
 FileStore::~FileStore() {
   looks_.finish();
   jobs_.finish();
-  if (home_.identity != nullptr) home_.identity->close();
+  const bool is_durable = !home_.before_close || home_.before_close() == 0;
+  if (home_.identity == nullptr) return;
+  if (!is_durable) home_.identity->sync_failed();
+  home_.identity->close();
 }
 
 block::Generation FileStore::generation() const {
@@ -294,28 +299,6 @@ void FileStore::end_data(Request& request, int error) {
 
 namespace {
 
-// Each answer of the file system is about a moment, and the extents are of several: a write that comes meanwhile is in
-// one or not, as if it had come before or after.
-void find_extents(int fd, Request& request) {
-  const uint64_t end = request.offset + request.length;
-  for (uint64_t at = request.offset; at < end;) {
-    const off_t found = ::lseek(fd, static_cast<off_t>(at), SEEK_DATA);
-    if (found < 0 && errno != ENXIO) {
-      // The file system does not say.
-      (void)request.add_extent(end - at, false, false);
-      return;
-    }
-    const uint64_t data = found < 0 ? end : std::min(static_cast<uint64_t>(found), end);
-    if (data > at && !request.add_extent(data - at, true, true)) return;
-    if (data == end) return;
-    const off_t next = ::lseek(fd, static_cast<off_t>(data), SEEK_HOLE);
-    // A hole that was punched between the two questions may begin at once.
-    const uint64_t hole = next < 0 ? end : std::min(std::max(static_cast<uint64_t>(next), data), end);
-    if (hole > data && !request.add_extent(hole - data, false, false)) return;
-    at = hole;
-  }
-}
-
 // The kernel reads no more ahead for one call than it would for a reader: small steps, and an end.
 void read_ahead(int fd, const Request& request) {
   constexpr uint64_t kStepBytes = 128u << 10;
@@ -332,8 +315,10 @@ void FileStore::look(Request& request) {
     const int fd = home_.fd.get();
     if (request.command == Command::kCache) {
       read_ahead(fd, request);
+    } else if (home_.find_extents) {
+      home_.find_extents(request);
     } else {
-      find_extents(fd, request);
+      (void)add_file_extents(fd, 0, request.offset, request.offset + request.length, request);
     }
     request.held.hop.send(request, [](Request& told) { std::move(told.held.completion).finish(0); });
   });

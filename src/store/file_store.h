@@ -46,6 +46,13 @@ inline constexpr const char* kDeviceStateFolder = "/var/lib/netblk";
 // this process holds the file, EAGAIN: another one does.
 Result<std::unique_ptr<block::Device>> open_file_store(io::Backend& backend, const FileOptions& options);
 
+inline constexpr const char* kDiscardedOverlay = "temp";
+
+// The image of `options`, which is only read, under an overlay (store/overlay.h): a file that is made if it is missing,
+// or kDiscardedOverlay for one that goes with the process. Errors name the paths and what to do.
+Result<std::unique_ptr<block::Device>> open_overlay_store(io::Backend& backend, const FileOptions& options,
+                                                          const std::string& overlay);
+
 // Makes the file at least that large, durably, its name included: otherwise an answered write could be lost with the
 // file. ENOSPC: a block device, which nobody can grow from here.
 Status grow_file(int fd, uint64_t size_bytes, const std::string& path);
@@ -57,6 +64,13 @@ struct FileHome {
   bool direct = false;
   // Ranges that are not whole multiples of this cannot be punched out (a block device's sectors).
   uint32_t punch_alignment = 1;
+  // Changes of one unit are kept apart, though they do not overlap.
+  uint64_t exclusion_bytes = 1;
+  // What the file cannot say or do by itself: answers kBlockStatus, may wait for the disk; makes the store durable before
+  // its record says that it was closed, 0 or an errno value. May be empty.
+  std::function<void(block::Request&)> find_extents = {};
+  std::function<int()> before_close = {};
+  io::UniqueFd record_fd = {};  // for the identity, where `fd` is none
   std::unique_ptr<Identity> identity;  // on the same descriptor
 };
 

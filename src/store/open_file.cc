@@ -21,6 +21,7 @@
 #include "base/parse.h"
 #include "io/socket.h"
 #include "store/file_store.h"
+#include "store/open_parts.h"
 
 namespace netblk::store {
 namespace {
@@ -50,7 +51,9 @@ pid_t lock_holder(int fd) {
 
 std::string holder_text(pid_t pid) { return pid > 0 ? fmt::format(" (process {})", pid) : std::string(); }
 
-Status lock(int fd, const FileOptions& options) {
+}  // namespace
+
+Status lock_file(int fd, const FileOptions& options) {
   const int mode = (options.read_only ? LOCK_SH : LOCK_EX) | LOCK_NB;
   const io::SteadyClock clock;
   const uint64_t give_up_at = clock.now_ms() + options.lock_wait_ms;
@@ -83,6 +86,8 @@ Status make_durable(int fd, const std::string& path) {
     return make_error(errno, "cannot sync {}: {}", folder, errno_text(errno));
   return Ok{};
 }
+
+namespace {
 
 Result<uint64_t> size_of(int fd, const FileOptions& options) {
   struct stat status;
@@ -117,6 +122,8 @@ std::string as_file_name(std::string_view text) {
   return name;
 }
 
+}  // namespace
+
 Result<std::unique_ptr<Identity>> open_identity(int fd, const FileOptions& options) {
   auto medium = make_fd_medium(fd);
   auto seen = medium->look();
@@ -148,6 +155,8 @@ Result<std::unique_ptr<Identity>> open_identity(int fd, const FileOptions& optio
   identity.run_folders.push_back(folder);
   return Identity::open(std::move(identity), std::move(medium), brand_new);
 }
+
+namespace {
 
 bool is_block_device(int fd) {
   struct stat status;
@@ -196,8 +205,10 @@ Result<std::unique_ptr<block::Device>> open_file_store(io::Backend& backend, con
                         errno_text(error), options.path);
     return make_error(error, "cannot open {}: {}", options.path, errno_text(error));
   }
-  if (auto locked = lock(fd.get(), options); !locked) return std::move(locked).error();
-  FileHome home{.path = options.path, .fd = {}, .direct = options.direct, .punch_alignment = 1, .identity = nullptr};
+  if (auto locked = lock_file(fd.get(), options); !locked) return std::move(locked).error();
+  FileHome home;
+  home.path = options.path;
+  home.direct = options.direct;
   home.fd = io::UniqueFd(::fcntl(fd.get(), F_DUPFD_CLOEXEC, 0));
   if (!home.fd.valid()) return make_error(errno, "cannot open {}: {}", options.path, errno_text(errno));
   // Before the file is grown, which changes what it is known by.
@@ -220,6 +231,8 @@ Result<std::unique_ptr<block::Device>> open_file_store(io::Backend& backend, con
   if (home.identity != nullptr)
     if (auto started = home.identity->start(); !started) return std::move(started).error();
   const uint32_t alignment = options.direct ? direct_alignment(fd.get()) : 0;
+  // A page that is written through the cache and, beside that, past it could lose one of both.
+  if (options.direct) home.exclusion_bytes = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
   const bool is_disk = is_block_device(fd.get());
   if (is_disk) home.punch_alignment = direct_alignment(fd.get());
   // A block device says nothing about what it holds, and has given nothing back that anybody could see.

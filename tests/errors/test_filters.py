@@ -117,6 +117,61 @@ def test_partitions(t):
     refused(t, f"file:{image(t, name='plain.img')}?partition=1", "no partition table")
 
 
+# ---- overlays
+
+@test
+def test_overlay_is_kept(t):
+    """Killed and started again, over and over: what was answered is there, and the image is as it was."""
+    path, cow = image(t), t.tmp / "disk.cow"
+    before = path.read_bytes()
+    model = bytearray(before)
+    rng = random.Random(suite.SEED)
+    for _ in range(5):
+        s = start_export(t, f"disk=file:{path}?overlay={cow}")
+        with s.client() as c:
+            for _ in range(20):
+                at, n = rng.randrange(0, 16000), rng.randrange(1, 40)
+                data = rng.randbytes(512 * n)
+                c.write(at, data)
+                model[at * 512:at * 512 + len(data)] = data
+            check_eq(c.read(0, 8 * MIB), bytes(model), "the disk")
+        s.kill()
+    s = start_export(t, f"disk=file:{path}?overlay={cow}&offset=1M&size=1M")
+    with s.client() as c:
+        check_eq(c.read(0, MIB), bytes(model[MIB:2 * MIB]), "a part of it")
+    s.stop()
+    check_eq(path.read_bytes(), before, "the image")
+
+
+@test
+def test_overlay_that_is_discarded(t):
+    path = image(t)
+    before = path.read_bytes()
+    for _ in range(2):
+        s = start_export(t, f"disk=file:{path}?overlay=temp")
+        with s.client() as c:
+            check_eq(c.read(0, MIB), before[:MIB], "the image")
+            c.write(0, b"\x01" * MIB)
+            check_eq(c.read(0, MIB), b"\x01" * MIB, "what was written")
+        s.stop()
+    check_eq((path.read_bytes(), [x.name for x in t.tmp.iterdir() if "cow" in x.name]), (before, []), "what is left")
+
+
+@test
+def test_overlay_over_another_image_is_refused(t):
+    path, cow = image(t), t.tmp / "disk.cow"
+    s = start_export(t, f"disk=file:{path}?overlay={cow}")
+    s.stop()
+    other = image(t, name="other.img")
+    other.write_bytes(bytes(8 * MIB))
+    refused(t, f"file:{other}?overlay={cow}", str(cow), "another image")
+    refused(t, f"file:{path}?overlay={other}", str(other), "no overlay")
+    check_eq(other.read_bytes(), bytes(8 * MIB), "the file that is no overlay")
+    for more in ("size=16M", "direct=1"):
+        refused(t, f"file:{path}?overlay={cow}&{more}", "overlay", code=(2,))
+    refused(t, "mem:1M?overlay=temp", "overlay", code=(2,))
+
+
 # ---- limits
 
 @test
