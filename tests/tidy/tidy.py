@@ -35,8 +35,9 @@ ROOMS = {
     "server": {"proto/netblk", "proto/nbd", "block", "io"},
     "client": {"proto/netblk", "proto/nbd", "block", "io"},
     "attach/fuse": {"block", "io", "client", "proto/netblk", "protocol"},
-    "attach/netblk_ko": {"block", "io", "client", "proto/netblk", "protocol"},
-    "attach/nbd_netlink": {"block", "io", "client", "proto/nbd", "protocol"},
+    "attach/genl": {"base"},
+    "attach/netblk_ko": {"block", "io", "client", "proto/netblk", "protocol", "attach/genl"},
+    "attach/nbd_netlink": {"block", "io", "client", "proto/nbd", "protocol", "attach/genl"},
     "attach/ublk": {"block", "io", "client", "proto/netblk", "protocol", "io/uring"},
     "admin": {"server", "client"},
 }

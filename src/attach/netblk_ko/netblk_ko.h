@@ -4,9 +4,10 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <string>
+#include <utility>
 
+#include "attach/genl/genl.h"
 #include "base/result.h"
 
 namespace netblk::attach {
@@ -15,9 +16,6 @@ class NetblkKo {
  public:
   // ENOENT: the driver is not loaded.
   static Result<NetblkKo> open();
-  NetblkKo(NetblkKo&&) noexcept;
-  NetblkKo& operator=(NetblkKo&&) noexcept;
-  ~NetblkKo();
 
   // options: as written to /sys/bus/netblk/add. The disk is connected to nothing; its number.
   Result<uint32_t> add(const std::string& options);
@@ -25,10 +23,9 @@ class NetblkKo {
   Status remove(uint32_t number);
 
  private:
-  struct Family;
-  explicit NetblkKo(std::unique_ptr<Family> family);
+  explicit NetblkKo(Genl family) : family_(std::move(family)) {}
 
-  std::unique_ptr<Family> family_;
+  Genl family_;
 };
 
 }  // namespace netblk::attach
