@@ -45,20 +45,28 @@ int run(int argc, char** argv) {
   CLI::App* const attach_command =
       app.add_subcommand("attach", "Attach a disk; prints its device node, once more when it is attached already");
   attach_command
-      ->add_option("URI", arguments.attach.uri, "netblk://HOST[:10809][/EXPORT]; without a name the server's first")
+      ->add_option("URI", arguments.attach.uri,
+                   "netblk://HOST[:10809][/EXPORT], nbd://HOST[:10809][/EXPORT], nbd+unix:///[EXPORT]?socket=PATH, or a "
+                   "STORE of this machine (file:PATH); without a name the server's first")
       ->required();
   attach_command->add_option("--size", arguments.attach.size,
                              "Size of the disk: bytes, or K, M, G, T (netblk/1 does not tell it; netblk/2 does)");
-  attach_command->add_option("--via", arguments.attach.via, "auto: the driver if it is loaded, else fuse with a loop device")
-      ->check(CLI::IsMember({"auto", "netblk", "fuse"}))
+  attach_command
+      ->add_option("--via", arguments.attach.via,
+                   "auto: the driver if it is loaded, else fuse with a loop device; what is no netblk:// by the kernel's nbd")
+      ->check(CLI::IsMember({"auto", "netblk", "nbd", "fuse"}))
       ->capture_default_str();
-  attach_command->add_option("--device", arguments.attach.device, "The driver's disk that it shall be: netblk-1, say");
+  attach_command->add_option("--device", arguments.attach.device, "The disk that it shall be: netblk-1 of the driver, nbd3 of the kernel's nbd");
   attach_command->add_option("--name", arguments.attach.name, "A name that stays the same: /dev/netblk-by-name/NAME");
   attach_command
       ->add_option("--timeout", arguments.attach.timeout_s,
                    "Seconds that one reply may take (default 5); after three times as long without any, requests "
                    "fail with EIO (netblk/2: after 120 s, unless this is given)")
       ->check(CLI::Range(0.001, kMaxTimeoutSeconds));
+  attach_command
+      ->add_option("--connections", arguments.attach.connections, "Connections to the server (nbd, fuse)")
+      ->check(CLI::Range(1u, kMaxConnections))
+      ->capture_default_str();
   attach_command->add_flag("--read-only", arguments.attach.read_only, "Refuse writes");
   attach_command->add_flag("--shared", arguments.attach.shared, "Write beside others that say --shared as well");
   attach_command->add_flag("--takeover", arguments.attach.takeover, "Take the disk from whoever writes it now");

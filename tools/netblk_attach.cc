@@ -1,19 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "netblk_attach.h"
 
-#include <fcntl.h>
 #include <signal.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
-#include <climits>
 #include <filesystem>
 
 #include "attach/fuse/loop_device.h"
-#include "base/parse.h"
+#include "netblk_attach_nbd.h"
 #include "netblk_helper.h"
 #include "netblk_names.h"
 #include "netblk_state.h"
@@ -21,46 +17,29 @@
 namespace netblk::tools {
 namespace {
 
-// The helper's release of a healthy connection, or the time-out of one attempt that hangs.
-constexpr uint64_t kHelperEndMs = 20'000;
-
 // A killed process keeps its lock until it has been taken apart.
 constexpr uint64_t kDyingMs = 1000;
 
-struct Pipe {
-  io::UniqueFd read_end, write_end;
-};
-
-Result<Pipe> make_pipe() {
-  std::array<int, 2> ends{};
-  if (::pipe2(ends.data(), O_CLOEXEC) != 0) return make_error(errno, "cannot make a pipe: {}", errno_text(errno));
-  return Pipe{io::UniqueFd(ends[0]), io::UniqueFd(ends[1])};
-}
-
-std::string read_to_end(int fd) {
-  std::string text;
-  std::array<char, 4096> part{};
-  for (;;) {
-    const ssize_t got = ::read(fd, part.data(), part.size());
-    if (got > 0) text.append(part.data(), static_cast<size_t>(got));
-    if (got == 0 || (got < 0 && errno != EINTR)) return text;
-  }
-}
+}  // namespace
 
 // Two disks over one export know nothing of each other's caches: what is attached already is the one that is meant.
-// Nothing: it is not attached.
-Result<std::string> attached_already(const ServerUri& uri, const AttachOptions& options) {
-  for (const Record& record : read_records()) {
-    if (record.server != uri.text() || record.device.empty() || !is_alive(record)) continue;
+Result<std::optional<Record>> attached_already(const std::string& server, const std::string& way,
+                                               const AttachOptions& options) {
+  for (Record& record : read_records()) {
+    const bool there = !record.device.empty() && (record.way == "nbd" ? nbd_is_there(record) : is_alive(record));
+    if (record.server != server || !there) continue;
+    if (record.way != way)
+      return make_error(EBUSY, "{} is attached already, via {}, as {}: detach that first", record.server, record.way,
+                        record.device);
     if (record.read_only != options.read_only)
       return make_error(EBUSY, "{} is attached already, {}, as {}: detach that first", record.server,
                         record.read_only ? "read-only" : "for writing", record.device);
     if (options.size_bytes != 0 && options.size_bytes != record.size_bytes)
       return make_error(EINVAL, "{} is attached already, as {}, and has {} bytes, not {}", record.server, record.device,
                         record.size_bytes, options.size_bytes);
-    return record.device;
+    return std::optional(std::move(record));
   }
-  return std::string();
+  return std::optional<Record>();
 }
 
 void sweep_unfinished() {
@@ -68,39 +47,15 @@ void sweep_unfinished() {
     if (record.device.empty() && !is_alive(record)) (void)remove_leftovers(record);
 }
 
-}  // namespace
-
 Result<std::string> fuse_attach(const ServerUri& uri, const AttachOptions& options) {
   if (::geteuid() != 0) return make_error(EPERM, "attaching a disk needs root");
   auto attaching = lock_attachments();
   if (!attaching) return std::move(attaching).error();
-  auto there = attached_already(uri, options);
-  if (!there || !there.value().empty()) return there;
+  auto there = attached_already(uri.text(), "fuse", options);
+  if (!there) return std::move(there).error();
+  if (there.value()) return there.value()->device;
   sweep_unfinished();
-  auto made = make_pipe();
-  if (!made) return std::move(made).error();
-  Pipe pipe = std::move(made).value();
-
-  const pid_t child = ::fork();
-  if (child < 0) return make_error(errno, "cannot start the helper: {}", errno_text(errno));
-  if (child == 0) {
-    pipe.read_end.reset();
-    attaching.value().reset();
-    ::_exit(run_helper(uri, options, std::move(pipe.write_end)));
-  }
-  pipe.write_end.reset();
-  // One line: the node, or "!" and the reason.
-  std::string answer = read_to_end(pipe.read_end.get());
-  while (!answer.empty() && answer.back() == '\n') answer.pop_back();
-  if (answer.starts_with("/dev/")) return answer;
-  ::waitpid(child, nullptr, 0);
-  if (answer.starts_with("!")) {
-    // "!22 words": errno decides the exit status
-    const size_t blank = answer.find(' ');
-    const auto code = parse_unsigned(answer.substr(1, blank - 1), 1, INT_MAX);
-    if (code && blank != std::string::npos) return make_error(static_cast<int>(*code), "{}", answer.substr(blank + 1));
-  }
-  return make_error(EIO, "the helper process died before the disk was there");
+  return start_helper([&](HelperParent& parent) { return run_helper(uri, options, parent); });
 }
 
 Result<bool> fuse_detach(const std::string& device, bool force) {

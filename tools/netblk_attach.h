@@ -3,9 +3,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "base/result.h"
+#include "netblk_state.h"
 #include "netblk_uri.h"
 
 namespace netblk::tools {
@@ -14,10 +16,21 @@ struct AttachOptions {
   uint64_t size_bytes = 0;  // 0: the server has to tell it (netblk/2)
   uint64_t timeout_ms = 5000;
   bool timeout_given = false;  // otherwise netblk/2 has deadlines of its own
+  unsigned connections = 1;
   bool read_only = false;
   bool shared = false;
   bool takeover = false;
 };
+
+// How long a detach waits for a helper: its release of a healthy connection, or the time-out of one attempt that hangs.
+inline constexpr uint64_t kHelperEndMs = 20'000;
+
+// What is attached in this way; nothing when it is not attached. An error when it is, and not as it is asked for.
+Result<std::optional<Record>> attached_already(const std::string& server, const std::string& way,
+                                               const AttachOptions& options);
+
+// Takes away what helpers left that ended before their disk was there. The caller holds lock_attachments().
+void sweep_unfinished();
 
 // Starts the helper and waits until the disk is there: its node. What is attached already, in the same way, is the
 // answer.

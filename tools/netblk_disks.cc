@@ -11,7 +11,9 @@
 #include "base/limits.h"
 #include "base/parse.h"
 #include "command_line.h"
+#include "attach/nbd_netlink/nbd_netlink.h"
 #include "netblk_attach.h"
+#include "netblk_attach_nbd.h"
 #include "netblk_driver.h"
 #include "netblk_names.h"
 #include "netblk_state.h"
@@ -20,6 +22,8 @@
 
 namespace netblk::tools {
 namespace {
+
+enum class Way { kNetblk, kFuse, kNbd };
 
 // "/dev/netblk-1" of "netblk-1", of a link, or of a name in /dev/netblk-by-name.
 std::string node_of_words(const std::string& words) {
@@ -39,12 +43,50 @@ Status name_is_free(const std::string& name, const std::string& node) {
   return make_error(EBUSY, "the name {} is that of {}: detach that first", name, taken);
 }
 
+// Which way an attachment goes: --via, or what the source and the machine have.
+Result<Way> way_of(const AttachArguments& arguments, const NbdSource& source) {
+  const bool netblk_uri = source.is_netblk();
+  const bool nbd_device = attach::nbd_number(canonical_device(arguments.device)).has_value();
+  if (arguments.via == "netblk" || arguments.via == "fuse") {
+    if (!netblk_uri)
+      return make_error(EINVAL, "{}: only netblk:// can be attached --via {}; this needs --via nbd", source.text, arguments.via);
+    if (arguments.via == "netblk" && !driver_is_loaded())
+      return make_error(ENODEV, "--via netblk: the driver is not loaded (no /sys/bus/netblk); insmod net_block_driver.ko, "
+                                "or use --via fuse");
+    return arguments.via == "netblk" ? Way::kNetblk : Way::kFuse;
+  }
+  if (arguments.via == "nbd" || !netblk_uri || (!arguments.device.empty() && nbd_device)) return Way::kNbd;
+  const bool loaded = driver_is_loaded();
+  note(loaded ? "via netblk: the driver is loaded" : "via fuse: the driver is not loaded (no /sys/bus/netblk)");
+  return loaded ? Way::kNetblk : Way::kFuse;
+}
+
+Status name_is_of(const std::string& name, const std::string& server) {
+  const std::string taken = node_of_name(name);
+  if (taken.empty()) return Ok{};
+  for (const StatusRow& row : status_rows())
+    if (row.device == taken && row.server != server)
+      return make_error(EBUSY, "the name {} is that of {}, which is {}: detach that first", name, taken, row.server);
+  return Ok{};
+}
+
+// The number of --device, which is one of the way's own.
+Result<std::optional<uint32_t>> number_of(const std::string& device, Way way) {
+  if (device.empty()) return std::optional<uint32_t>();
+  const std::string node = canonical_device(device);
+  if (way == Way::kFuse) return make_error(EINVAL, "--device: a loop device cannot be chosen (--via netblk or nbd)");
+  const auto number = way == Way::kNetblk ? driver_number(node) : attach::nbd_number(node);
+  if (number) return number;
+  if (way == Way::kNbd) return make_error(EINVAL, "--device {}: the disks of the kernel's nbd are nbd0, nbd1, ...", device);
+  return make_error(EINVAL, "--device {}: the driver's disks are netblk, netblk-1, ... netblk-1023", device);
+}
+
 }  // namespace
 
 int run_attach(const AttachArguments& arguments) {
-  const auto uri = parse_server_uri(arguments.uri);
-  if (!uri) return fail(kMalformed, uri.error().message);
-  if (uri.value().is_nbd()) return fail(kMalformed, fmt::format("\"{}\": attach takes netblk:// only", arguments.uri));
+  const auto parsed = parse_nbd_source(arguments.uri);
+  if (!parsed) return fail(kMalformed, parsed.error().message);
+  const NbdSource& source = parsed.value();
   std::optional<uint64_t> size_bytes;
   if (!arguments.size.empty()) {
     size_bytes = parse_size(arguments.size);
@@ -57,52 +99,52 @@ int run_attach(const AttachArguments& arguments) {
                                         arguments.name));
   if (arguments.read_only && (arguments.shared || arguments.takeover))
     return fail(kMalformed, "--shared and --takeover are about writing, and --read-only forbids it");
-  std::optional<uint32_t> number;
-  if (!arguments.device.empty()) {
-    number = driver_number(canonical_device(arguments.device));
-    if (!number)
-      return fail(kMalformed, fmt::format("--device {}: the driver's disks are netblk, netblk-1, ... netblk-1023",
-                                          arguments.device));
-  }
+  if (!source.is_netblk() && (arguments.shared || arguments.takeover))
+    return fail(kMalformed, fmt::format("--shared and --takeover mean nothing to {}: only netblk/2 has owners", source.text));
   std::optional<uint64_t> timeout_ms;
   if (arguments.timeout_s != 0) timeout_ms = static_cast<uint64_t>(std::llround(arguments.timeout_s * 1000));
-
-  const bool loaded = driver_is_loaded();
-  const bool by_driver = arguments.via == "netblk" || (arguments.via == "auto" && loaded);
-  if (arguments.via == "netblk" && !loaded)
-    return fail(kFailed, "--via netblk: the driver is not loaded (no /sys/bus/netblk); insmod net_block_driver.ko, "
-                         "or use --via fuse");
-  if (!by_driver && number) return fail(kMalformed, "--device: only the driver's disks can be chosen (--via netblk)");
-  if (arguments.via == "auto")
-    note(loaded ? "via netblk: the driver is loaded" : "via fuse: the driver is not loaded (no /sys/bus/netblk)");
+  const auto chosen = way_of(arguments, source);
+  if (!chosen) return status_of(chosen.error());
+  const Way way = chosen.value();
+  const auto number = number_of(arguments.device, way);
+  if (!number) return status_of(number.error());
   if (!arguments.name.empty()) {
-    const std::string taken = node_of_name(arguments.name);
-    for (const StatusRow& row : status_rows())
-      if (row.device == taken && row.server != uri.value().text())
-        return status_of(make_error(EBUSY, "the name {} is that of {}, which is {}: detach that first", arguments.name,
-                                    taken, row.server));
+    const Status named = name_is_of(arguments.name, source.text);
+    if (!named) return status_of(named.error());
   }
 
+  AttachOptions options{.size_bytes = size_bytes.value_or(0),
+                        .timeout_given = timeout_ms.has_value(),
+                        .connections = arguments.connections,
+                        .read_only = arguments.read_only,
+                        .shared = arguments.shared,
+                        .takeover = arguments.takeover};
+  if (timeout_ms) options.timeout_ms = *timeout_ms;
   Result<std::string> node = std::string();
-  if (by_driver) {
-    node = driver_attach(uri.value(), {.size_bytes = size_bytes,
-                                       .timeout_ms = timeout_ms,
-                                       .number = number,
-                                       .read_only = arguments.read_only,
-                                       .shared = arguments.shared,
-                                       .takeover = arguments.takeover});
-  } else {
-    AttachOptions options{.size_bytes = size_bytes.value_or(0),
-                          .timeout_given = timeout_ms.has_value(),
-                          .read_only = arguments.read_only,
-                          .shared = arguments.shared,
-                          .takeover = arguments.takeover};
-    if (timeout_ms) options.timeout_ms = *timeout_ms;
-    node = fuse_attach(uri.value(), options);
+  switch (way) {
+    case Way::kNetblk:
+      node = driver_attach(*source.uri, {.size_bytes = size_bytes,
+                                        .timeout_ms = timeout_ms,
+                                        .number = number.value(),
+                                        .read_only = arguments.read_only,
+                                        .shared = arguments.shared,
+                                        .takeover = arguments.takeover});
+      break;
+    case Way::kFuse:
+      node = fuse_attach(*source.uri, options);
+      break;
+    case Way::kNbd:
+      node = nbd_attach(source, {.number = number.value(), .disk = options});
+      break;
   }
-  if (!node && !size_bytes && (node.error().code == ECONNREFUSED || node.error().code == ETIMEDOUT))
+  if (!node && source.is_netblk() && !size_bytes &&
+      (node.error().code == ECONNREFUSED || node.error().code == ETIMEDOUT))
     return status_of(make_error(node.error().code, "{} (a server of netblk/1 needs --size as well)", node.error().message));
   if (!node) return status_of(node.error());
+  if (way == Way::kNbd && source.is_nbd() && !arguments.read_only)
+    note(fmt::format("{} promises what NBD promises: writes that were not flushed may be lost unnoticed when its server "
+                     "goes down; netblk:// tells of it",
+                     node.value()));
   if (!arguments.name.empty()) {
     Status named = name_is_free(arguments.name, node.value());
     if (named) named = give_name(arguments.name, node.value());
@@ -114,7 +156,8 @@ int run_attach(const AttachArguments& arguments) {
 int run_detach(const std::string& device, bool force) {
   const std::string node = node_of_words(device);
   const auto number = driver_number(node);
-  const auto done = number ? driver_detach(*number, force) : fuse_detach(node, force);
+  const auto nbd = attach::nbd_number(node);
+  const auto done = number ? driver_detach(*number, force) : nbd ? nbd_detach(*nbd, force) : fuse_detach(node, force);
   if (!done) return fail(kFailed, done.error().message);
   if (!done.value()) note(fmt::format("{} is not attached", node));
   return 0;
@@ -123,7 +166,8 @@ int run_detach(const std::string& device, bool force) {
 int run_reset(const std::string& device) {
   const std::string node = node_of_words(device);
   const auto number = driver_number(node);
-  const Status done = number ? driver_reset(*number) : fuse_reset(node);
+  const auto nbd = attach::nbd_number(node);
+  const Status done = number ? driver_reset(*number) : nbd ? nbd_reset(*nbd) : fuse_reset(node);
   if (done) return 0;
   if (done.error().code != EINVAL) return fail(kFailed, done.error().message);
   note(done.error().message);
@@ -131,6 +175,7 @@ int run_reset(const std::string& device) {
 }
 
 int run_status(const std::string& device, bool json) {
+  nbd_mend();
   std::vector<StatusRow> rows = status_rows();
   if (!device.empty()) {
     const std::string wanted = node_of_words(device);

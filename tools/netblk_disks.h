@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// `netblk attach`, `detach`, `status` and `reset`: by the driver, or by a helper process.
+// `netblk attach`, `detach`, `status` and `reset`: by the driver, or with a helper process.
 #pragma once
 
 #include <string>
@@ -13,6 +13,7 @@ struct AttachArguments {
   std::string device;
   std::string name;
   double timeout_s = 0;  // 0: not given
+  unsigned connections = 1;
   bool read_only = false;
   bool shared = false;
   bool takeover = false;

@@ -95,9 +95,26 @@ Result<NewFolder> make_state_folder() {
   return make_error(ENOSPC, "{} attachments are there already", kMaxAttachments);
 }
 
+Result<io::UniqueFd> take_over_folder(const Record& record) {
+  io::UniqueFd lock(::open((record.directory + "/lock").c_str(), O_RDWR | O_CLOEXEC));
+  if (!lock.valid()) return make_error(errno, "cannot open the lock of {}: {}", record.directory, errno_text(errno));
+  if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0)
+    return make_error(EBUSY, "the helper of {} (process {}) lives", record.device, record.pid);
+  return lock;
+}
+
 Status write_record(const Record& record) {
-  const json text = {{"device", record.device},         {"server", record.server}, {"size_bytes", record.size_bytes},
-                     {"read_only", record.read_only}, {"pid", record.pid}};
+  const json text = {{"way", record.way},
+                     {"device", record.device},
+                     {"server", record.server},
+                     {"size_bytes", record.size_bytes},
+                     {"read_only", record.read_only},
+                     {"pid", record.pid},
+                     {"given_size_bytes", record.nbd.given_size_bytes},
+                     {"given_timeout_ms", record.nbd.given_timeout_ms},
+                     {"connections", record.nbd.connections},
+                     {"flags", record.nbd.flags},
+                     {"shared", record.nbd.shared}};
   const std::string path = record.directory + "/state.json";
   const std::string next = path + ".new";
   {
@@ -120,11 +137,17 @@ std::vector<Record> read_records() {
     Record record;
     record.directory = entry.path().string();
     try {
+      record.way = text.value("way", "fuse");
       record.device = text.at("device").get<std::string>();
       record.server = text.at("server").get<std::string>();
       record.size_bytes = text.at("size_bytes").get<uint64_t>();
       record.read_only = text.at("read_only").get<bool>();
       record.pid = text.at("pid").get<int64_t>();
+      record.nbd.given_size_bytes = text.value("given_size_bytes", uint64_t{0});
+      record.nbd.given_timeout_ms = text.value("given_timeout_ms", uint64_t{0});
+      record.nbd.connections = text.value("connections", 1u);
+      record.nbd.flags = text.value("flags", uint16_t{0});
+      record.nbd.shared = text.value("shared", false);
     } catch (const json::exception&) {
       continue;  // not ours
     }

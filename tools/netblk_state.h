@@ -4,8 +4,9 @@
 //   /run/netblk/N/lock        held (flock) by the helper as long as it lives
 //                 state.json  the record, replaced as a whole
 //                 control     a socket; each connection sends one word and gets one answer: "state" the live state as
-//                             JSON, "reset" takes note of a loss ("ok", or "nothing" when there was none)
-//                 mnt/disk    the FUSE file under the loop device
+//                             JSON, "reset" takes note of a loss ("ok", or "nothing" when there was none), "look" has
+//                             it look whether its disk is still there
+//                 mnt/disk    the FUSE file under the loop device (by way of fuse)
 //                 log         the helper's log
 #pragma once
 
@@ -18,13 +19,24 @@
 
 namespace netblk::tools {
 
+// The kernel's nbd does without its helper until a connection is lost; so that another can go on where one ended.
+struct NbdRecord {
+  uint64_t given_size_bytes = 0;  // --size
+  uint64_t given_timeout_ms = 0;  // --timeout
+  unsigned connections = 1;
+  uint16_t flags = 0;  // NBD_FLAG_*, as the server sent them
+  bool shared = false;
+};
+
 struct Record {
   std::string directory;  // "/run/netblk/0"
+  std::string way;        // "fuse", "nbd"
   std::string device;     // "/dev/loop3"; empty while the helper is still at it
-  std::string server;     // "netblk://127.0.0.1:10809"
+  std::string server;     // "netblk://127.0.0.1:10809", or a STORE of this machine
   uint64_t size_bytes = 0;
   bool read_only = false;
   int64_t pid = 0;
+  NbdRecord nbd;  // by way of nbd
 
   std::string mount_directory() const { return directory + "/mnt"; }
   std::string disk_file() const { return directory + "/mnt/disk"; }
@@ -38,6 +50,8 @@ struct NewFolder {
   io::UniqueFd lock;
 };
 Result<NewFolder> make_state_folder();
+// The lock of a folder whose helper has gone. EBUSY: it lives.
+Result<io::UniqueFd> take_over_folder(const Record& record);
 
 // Held from the look at what is attached until a new attachment has its record: of two that come at once, the second
 // sees the first. Waits for it.

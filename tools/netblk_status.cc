@@ -4,9 +4,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
+#include "base/limits.h"
 #include "base/parse.h"
+#include "netblk_attach_nbd.h"
 #include "netblk_driver.h"
 #include "netblk_names.h"
 #include "netblk_state.h"
@@ -16,32 +20,54 @@ namespace {
 
 using nlohmann::json;
 
-StatusRow fuse_row(const Record& record) {
+// What the helper says now.
+void ask_live(const Record& record, StatusRow& row) {
+  const json live = json::parse(ask_helper(record, "state"), nullptr, false);
+  row.state = "error";
+  row.last_error = "the helper process does not answer";
+  if (!live.is_object()) return;
+  row.state = live.value("state", "error");
+  row.read_bytes = live.value("read_bytes", row.read_bytes);
+  row.write_bytes = live.value("write_bytes", row.write_bytes);
+  row.errors = live.value("errors", uint64_t{0});
+  row.reconnects = live.value("reconnects", uint64_t{0});
+  row.last_error = live.value("last_error", "");
+  row.protocol = live.value("protocol", row.protocol);
+  row.size_bytes = live.value("size_bytes", row.size_bytes);
+  row.generation = live.value("generation", uint64_t{0});
+  row.lost = live.value("lost", false);
+  row.lost_why = live.value("lost_why", "");
+}
+
+// The kernel counts what goes to its nbd, with a helper or without: sectors read and written are words 3 and 7.
+void ask_kernel(const Record& record, StatusRow& row) {
+  std::istringstream words(read_text("/sys/block/" + record.device.substr(5) + "/stat"));
+  std::array<uint64_t, 7> counts{};
+  for (uint64_t& count : counts) words >> count;
+  row.read_bytes = counts[2] * limits::kSectorBytes;
+  row.write_bytes = counts[6] * limits::kSectorBytes;
+}
+
+StatusRow helper_row(const Record& record) {
   StatusRow row{.device = record.device,
-                .way = "fuse",
+                .way = record.way,
                 .state = "dead",
                 .server = record.server,
                 .size_bytes = record.size_bytes,
                 .read_only = record.read_only,
                 .pid = record.pid};
+  const bool nbd = record.way == "nbd";
+  if (nbd) {
+    row.protocol = "nbd";
+    ask_kernel(record, row);
+  }
   if (is_alive(record)) {
-    const json live = json::parse(ask_helper(record, "state"), nullptr, false);
-    row.state = "error";
-    if (live.is_object()) {
-      row.state = live.value("state", "error");
-      row.read_bytes = live.value("read_bytes", uint64_t{0});
-      row.write_bytes = live.value("write_bytes", uint64_t{0});
-      row.errors = live.value("errors", uint64_t{0});
-      row.reconnects = live.value("reconnects", uint64_t{0});
-      row.last_error = live.value("last_error", "");
-      row.protocol = live.value("protocol", "");
-      row.size_bytes = live.value("size_bytes", record.size_bytes);
-      row.generation = live.value("generation", uint64_t{0});
-      row.lost = live.value("lost", false);
-      row.lost_why = live.value("lost_why", "");
-    } else {
-      row.last_error = "the helper process does not answer";
-    }
+    ask_live(record, row);
+  } else if (nbd) {
+    row.last_error = nbd_is_there(record)
+                         ? "its helper has died, so a connection that is lost stays lost: `netblk status` as root, or the "
+                           "same `netblk attach`, starts another"
+                         : "it is disconnected, and its helper has died: `netblk detach` forgets it";
   }
   row.uses = uses_of(record.device);
   row.name = name_of_node(record.device);
@@ -74,7 +100,7 @@ std::vector<StatusRow> status_rows() {
   std::vector<StatusRow> rows;
   for (const DriverState& disk : driver_disks()) rows.push_back(driver_row(disk));
   for (const Record& record : read_records())
-    if (!record.device.empty()) rows.push_back(fuse_row(record));
+    if (!record.device.empty()) rows.push_back(helper_row(record));
   return rows;
 }
 

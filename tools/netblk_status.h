@@ -10,10 +10,10 @@ namespace netblk::tools {
 
 struct StatusRow {
   std::string device;
-  std::string way;    // "netblk" (the driver) or "fuse"
+  std::string way;    // "netblk" (the driver), "nbd" or "fuse"
   std::string state;  // as in DESIGN 5, and "dead": the helper process has gone
   std::string server;
-  std::string protocol{};  // "1", "2"; empty: not known
+  std::string protocol{};  // "1", "2", "nbd"; empty: not known
   std::string name{};      // in /dev/netblk-by-name
   uint64_t size_bytes = 0;
   bool read_only = false;

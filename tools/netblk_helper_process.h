@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: GPL-2.0-only
+// What the helper processes of `netblk attach` have in common: how they are started, leave their caller, and answer.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "base/result.h"
+#include "io/fd.h"
+#include "netblk_state.h"
+
+namespace netblk::tools {
+
+// Tells the caller, who waits for it: the node, or why there is none. Once; then nobody waits any more.
+class HelperParent {
+ public:
+  explicit HelperParent(io::UniqueFd pipe) : pipe_(std::move(pipe)) {}
+
+  int fd() const { return pipe_.get(); }
+  // One line for the user's eyes, before the end.
+  void note(const std::string& words) { (void)tell("#" + words + "\n"); }
+  // False: nobody has heard it.
+  bool started(const std::string& node);
+  void failed(const Error& error);
+
+ private:
+  bool tell(const std::string& line);
+  io::UniqueFd pipe_;
+};
+
+// Forks; `run` is the child's whole life, and its result the exit status. Waits until the child has told the node.
+Result<std::string> start_helper(const std::function<int(HelperParent&)>& run);
+
+// Called in the child: a session of its own, nothing of the caller's open but the pipe.
+void leave_caller(const HelperParent& parent);
+
+// The standard error goes to the file, the others nowhere.
+Status log_to(const std::string& file);
+
+// A process that a disk depends on: memory reclaim must not wait for itself, and must not pick it as a victim. Before it
+// starts threads.
+void become_io_path();
+// Nor take its pages, those to come included.
+void lock_memory();
+
+// SIGTERM, SIGINT and SIGHUP are read from the descriptor from now on.
+Result<io::UniqueFd> catch_signals();
+
+// /run/netblk/N/control
+class ControlSocket {
+ public:
+  static Result<ControlSocket> open(const std::string& path);
+
+  int fd() const { return socket_.get(); }
+  // Takes one word (empty: the peer sent none) and sends the answer to it.
+  void answer(const std::function<std::string(const std::string& word)>& answer_to) const;
+
+ private:
+  explicit ControlSocket(io::UniqueFd socket) : socket_(std::move(socket)) {}
+  io::UniqueFd socket_;
+};
+
+}  // namespace netblk::tools
