@@ -57,7 +57,7 @@ def fio(t, *options, seconds):
     p = subprocess.run(["fio", "--name=x", "--output-format=json", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1",
                         "--randrepeat=0", "--allow_file_create=0", *options],
                        cwd=t.tmp, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds * suite.TIME_SCALE)
-    check(p.returncode == 0, f"fio: status {p.returncode}: {(p.stderr + p.stdout)[-600:]}")
+    check(p.returncode == 0, f"fio: status {p.returncode}: {p.stderr.strip()[-500:]} {p.stdout[:p.stdout.find('{')].strip()[-500:]}")
     job, = json.loads(p.stdout[p.stdout.index("{"):])["jobs"]
     check_eq(job["error"], 0, "fio's error")
     return job
@@ -67,8 +67,10 @@ def retrying(t, port):
     """A socket behind which nbdkit keeps trying to reach the server."""
     sock = t.tmp / "retry.sock"
     with open(t.tmp / "server-nbdkit.log", "wb") as log:
-        kit = subprocess.Popen(["nbdkit", "-f", "-U", sock, "--filter=retry", "nbd", f"uri=nbd://127.0.0.1:{port}/disk", "retries=120",
-                                "retry-delay=1", "retry-exponential=no"], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        # retry: of a first connection; retries: of requests, each on a connection of its own
+        kit = subprocess.Popen(["nbdkit", "-f", "-U", sock, "--filter=retry", "nbd", f"uri=nbd://127.0.0.1:{port}/disk", "retry=120",
+                                "retries=120", "retry-delay=1", "retry-exponential=no"],
+                               stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     t.defer(lambda: (kit.terminate(), kit.wait()))
     nbd_target.wait_socket(sock)
     return sock
