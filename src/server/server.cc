@@ -248,9 +248,13 @@ coro::Task<void> Server::accept_loop(Bound& bound) {
     if (stopping_) break;
     // A peer that left while it waited is its own affair; without descriptors or memory, wait for some to come free.
     if (fd == -ECONNABORTED || fd == -EINTR || fd == -EAGAIN || fd == -EPROTO) continue;
-    if (!told) log_error("cannot accept on {}: {}; trying again", where(bound), errno_text(-fd));
+    if (!told) {
+      log_error("cannot accept on {}: {}; trying again", where(bound), errno_text(-fd));
+    } else if (const auto oldest = gate_.shed()) {
+      // The shortage has lasted for a while, and so has that one's silence: nobody is sent away who has just come.
+      shed(*oldest);
+    }
     told = true;
-    if (const auto oldest = gate_.shed()) shed(*oldest);
     io::SleepUntil pause(shards_[0]->loop(), clock_.now_ms() + kAcceptRetryMs);
     co_await pause;
   }

@@ -200,9 +200,13 @@ TEST_F(MemoryStore, GivesMemoryBack) {
     EXPECT_EQ(ask(*device, slot.ask(command, command == Command::kTrim ? 0 : kBytes / 2, kBytes / 2)), 0);
   }
   EXPECT_LT(resident() + kBytes * 3 / 4, full);
-  // Reading all of it takes none.
+  // Reading all of it takes none; into one buffer, as a sanitizer keeps what is freed.
   const uint64_t empty = resident();
-  for (uint64_t at = 0; at < kBytes; at += 1 << 20) EXPECT_TRUE(all(read(*device, at, 1 << 20), 0));
+  Slot reader(*loop_);
+  for (uint64_t at = 0; at < kBytes; at += 1 << 20) {
+    EXPECT_EQ(ask(*device, reader.ask(Command::kRead, at, 1 << 20)), 0);
+    EXPECT_EQ(std::count(reader.buffer.begin(), reader.buffer.end(), std::byte{0}), 1 << 20);
+  }
   EXPECT_LT(resident(), empty + kBytes / 4);
 }
 
