@@ -132,7 +132,8 @@ void Model::forget_old(Block& block) {
     const Change& later = changes_[id];
     if (later.durable && !later.exposed && later.ended < oldest_read) since = std::max(since, later.issued);
   }
-  std::erase_if(block.changes, [&](WriteId id) { return changes_[id].ended < since; });
+  // But what landed after that, of a request that had failed, is there.
+  std::erase_if(block.changes, [&](WriteId id) { return std::max(changes_[id].ended, changes_[id].applied) < since; });
 }
 
 WriteId Model::decode(std::span<const std::byte> block, uint64_t number, const char* when) {
