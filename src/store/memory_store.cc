@@ -23,9 +23,14 @@ using block::Request;
 
 namespace {
 
-// Every request ends inside submit(). Overlapping requests of several threads run one after another: each holds the
-// locks of all the stripes that it touches, taken in the order of their numbers. READs in place copy nothing: their users
-// look at the memory later, under no lock.
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED 24  // Linux 5.18
+#endif
+
+// READs, WRITEs and block status end inside submit(). Overlapping requests of several threads run one after another: each
+// holds the locks of all the stripes that it touches, taken in the order of their numbers. READs in place copy nothing:
+// their users look at the memory later, under no lock. A TRIM or WRITE_ZEROES may be as long as the disk, and clearing
+// memory takes its time: it goes in pieces, each of them whole, and after so many bytes the loop's others have their turn.
 class MemoryStore final : public block::Device {
  public:
   // data, used: mappings of zeroes that the system fills when they are first written; `used` has a bit for each page.
@@ -52,24 +57,23 @@ class MemoryStore final : public block::Device {
     int error = 0;
     if (request.command == Command::kRead && request.in_place) {
       request.data = data_ + request.offset;
+    } else if (request.command == Command::kTrim || request.command == Command::kWriteZeroes) {
+      request.held.progress = request.held.phase = 0;
+      return clear_on(request, std::move(completion));
     } else if (request.command != Command::kFlush) {
-      if (home_.enter()) {
-        error = apply(request);
-        home_.leave();
-      } else {
-        const uint64_t stripe = stripe_bytes();
-        const uint64_t first = request.offset / stripe;
-        const uint64_t count = std::min((request.offset + request.length - 1) / stripe - first + 1, kStripes);
-        each_stripe(first, count, [](std::mutex& one) { one.lock(); });
-        error = apply(request);
-        each_stripe(first, count, [](std::mutex& one) { one.unlock(); });
-      }
+      guarded(request.offset, request.offset + request.length, [&] { error = apply(request); });
     }
     std::move(completion).finish(error);
   }
 
  private:
   static constexpr uint64_t kStripes = 64;
+  // Of a disk: pages are whole in one.
+  static constexpr uint64_t kPieceBytes = 8u << 20;
+  // What one turn of the loop clears. To look at a piece, and to give memory back, costs as much as some bytes.
+  static constexpr uint64_t kTurnBytes = 8u << 20;
+  static constexpr uint64_t kLookCost = 16u << 10;
+  static constexpr uint64_t kGivenBackPerByte = 8;
   // The bits of a stripe's pages fill whole words, so that each word is guarded by one lock.
   static uint64_t stripe_bytes() { return std::max<uint64_t>(1u << 20, 64 * page_bytes()); }
 
@@ -80,6 +84,21 @@ class MemoryStore final : public block::Device {
     const uint64_t wrapped = start + count > kStripes ? start + count - kStripes : 0;
     for (uint64_t i = 0; i < wrapped; ++i) action(stripes_[i]);
     for (uint64_t i = start; i < std::min(start + count, kStripes); ++i) action(stripes_[i]);
+  }
+
+  template <class Action>
+  void guarded(uint64_t offset, uint64_t end, Action action) {
+    if (home_.enter()) {
+      action();
+      home_.leave();
+      return;
+    }
+    const uint64_t stripe = stripe_bytes();
+    const uint64_t first = offset / stripe;
+    const uint64_t count = std::min((end - 1) / stripe - first + 1, kStripes);
+    each_stripe(first, count, [](std::mutex& one) { one.lock(); });
+    action();
+    each_stripe(first, count, [](std::mutex& one) { one.unlock(); });
   }
 
   bool is_used(uint64_t page) const { return (used_[page / 64] >> (page % 64) & 1) != 0; }
@@ -108,25 +127,16 @@ class MemoryStore final : public block::Device {
 
   int apply(Request& request) {
     if (request.modifies() && request.is_abandoned()) return ECANCELED;
-    const uint64_t page = page_bytes();
-    const uint64_t offset = request.offset, end = request.offset + request.length;
-    const uint64_t first_page = offset / page, end_page = (end + page - 1) / page;
-    switch (request.command) {
-      case Command::kRead:
-      case Command::kBlockStatus: each_run(request); return 0;
-      case Command::kWrite:
-        mark(first_page, end_page, true);
-        std::memcpy(data_ + offset, request.data, request.length);
-        return 0;
-      case Command::kTrim: return clear(offset, end);
-      case Command::kWriteZeroes:
-        if (!request.keep_allocated) return clear(offset, end);
-        if (request.fast_zero) return EOPNOTSUPP;
-        mark(first_page, end_page, true);
-        std::memset(data_ + offset, 0, request.length);
-        return 0;
-      default: return 0;
+    if (request.command == Command::kWrite) {
+      mark_bytes(request.offset, request.offset + request.length);
+      std::memcpy(data_ + request.offset, request.data, request.length);
+    } else {
+      each_run(request);
     }
+    return 0;
+  }
+  void mark_bytes(uint64_t offset, uint64_t end) {
+    mark(offset / page_bytes(), (end + page_bytes() - 1) / page_bytes(), true);
   }
 
   // A page that was never written is not touched: a read of it would make the system map it.
@@ -148,22 +158,71 @@ class MemoryStore final : public block::Device {
     }
   }
 
-  // Whole pages go back to the system; the edges are cleared.
-  int clear(uint64_t offset, uint64_t end) {
+  // held.progress: the bytes that are done; held.phase: something has changed.
+  void clear_on(Request& request, Completion completion) {
+    const uint64_t end = request.offset + request.length;
+    uint64_t work = 0;
+    while (request.held.progress < request.length) {
+      if (work >= kTurnBytes) {
+        request.held.completion = std::move(completion);
+        request.held.owner = this;
+        return request.held.hop.send(request, [](Request& waiting) {
+          static_cast<MemoryStore*>(waiting.held.owner)->clear_on(waiting, std::move(waiting.held.completion));
+        });
+      }
+      const uint64_t at = request.offset + request.held.progress;
+      const uint64_t until = std::min(end, (at / kPieceBytes + 1) * kPieceBytes);
+      int error = 0;
+      guarded(at, until, [&] { error = clear_piece(request, at, until, work); });
+      if (error != 0) return std::move(completion).finish(error);
+      work += kLookCost;
+      request.held.progress += until - at;
+    }
+    std::move(completion).finish(0);
+  }
+
+  int clear_piece(Request& request, uint64_t offset, uint64_t end, uint64_t& work) {
+    if (request.is_abandoned()) return ECANCELED;
+    const bool keep = request.command == Command::kWriteZeroes && request.keep_allocated;
+    const bool fast = request.command == Command::kWriteZeroes && request.fast_zero;
+    if (!keep) return clear(offset, end, fast, request.held.phase, work);
+    if (fast) return EOPNOTSUPP;
+    mark_bytes(offset, end);
+    std::memset(data_ + offset, 0, end - offset);
+    work += end - offset;
+    return 0;
+  }
+
+  // Locked memory (mlockall) goes back only where the system knows how.
+  static bool give_back(std::byte* data, uint64_t bytes) {
+    return ::madvise(data, bytes, MADV_DONTNEED) == 0 || ::madvise(data, bytes, MADV_DONTNEED_LOCKED) == 0;
+  }
+
+  // Whole pages go back to the system; the edges, and what it does not take, are cleared.
+  int clear(uint64_t offset, uint64_t end, bool fast, uint8_t& changed, uint64_t& work) {
     const uint64_t page = page_bytes();
     const uint64_t first = (offset + page - 1) / page;
     // What lies beyond the end of the device is no edge.
     const uint64_t last = end == size_bytes() ? (end + page - 1) / page : end / page;
-    clear_edge(offset, std::min(first * page, end));
-    clear_edge(std::max(first, last) * page, end);
     for (uint64_t at = first; at < last;) {
       const uint64_t run = alike(at, last);
       if (is_used(at)) {
-        if (::madvise(data_ + at * page, run * page, MADV_DONTNEED) != 0) return errno;
-        mark(at, at + run, false);
+        if (give_back(data_ + at * page, run * page)) {
+          mark(at, at + run, false);
+          work += run * page / kGivenBackPerByte;
+        } else if (fast && changed == 0) {
+          return EOPNOTSUPP;
+        } else {
+          // Still there, and known to be zeroes to nobody.
+          std::memset(data_ + at * page, 0, run * page);
+          work += run * page;
+        }
+        changed = 1;
       }
       at += run;
     }
+    clear_edge(offset, std::min(first * page, end));
+    clear_edge(std::max(first, last) * page, end);
     return 0;
   }
   void clear_edge(uint64_t offset, uint64_t end) {

@@ -9,7 +9,8 @@
 
 namespace netblk::store {
 
-// Zeroes at first, gone with the process. Memory is taken from the system when it is first written, given back on trim.
+// Zeroes at first, gone with the process. Memory is taken from the system when it is first written, given back on trim, or
+// cleared where it is locked and the system cannot take it back.
 Result<std::unique_ptr<block::Device>> make_memory_store(uint64_t size_bytes);
 
 // Reads give zeroes, writes go nowhere.

@@ -3,13 +3,20 @@
 #include "store/memory_store.h"
 
 #include <gtest/gtest.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cerrno>
+#include <cstddef>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <iterator>
 #include <mutex>
 #include <new>
 #include <random>
@@ -57,10 +64,13 @@ namespace {
 using block::Command;
 using test::LoopThread;
 using test::run_request;
-using test::settle;
 using test::Slot;
 
 constexpr uint64_t kSize = (1 << 20) + 1536;  // not a whole number of pages
+
+coro::Task<void> end_of(Slot& slot) {
+  while (!slot.done()) co_await slot.ended.wait();
+}
 
 class MemoryStore : public testing::Test {
  protected:
@@ -73,6 +83,7 @@ class MemoryStore : public testing::Test {
     EXPECT_EQ(slot.ends, before + 1) << "not answered inline";
     return slot.error;
   }
+  void finish(Slot& slot) { loop_->run(end_of(slot)); }
   std::vector<std::byte> read(block::Device& device, uint64_t offset, uint64_t length) {
     Slot slot(*loop_);
     EXPECT_EQ(ask(device, slot.ask(Command::kRead, offset, length)), 0);
@@ -217,6 +228,100 @@ TEST_F(MemoryStore, AFastZeroIsHonest) {
   EXPECT_EQ(ask(*device, slot.ask(Command::kWriteZeroes, 0, kSize)), 0);
   slot.keep_allocated = true;
   EXPECT_EQ(ask(*device, slot.ask(Command::kWriteZeroes, 0, kSize)), EOPNOTSUPP) << "memory must be filled";
+}
+
+TEST_F(MemoryStore, AHugeZeroingLetsOthersIn) {
+  constexpr uint64_t kBytes = 20 << 20;
+  const auto device = make_memory_store(kBytes).value();
+  Slot write(*loop_), huge(*loop_), last(*loop_);
+  EXPECT_EQ(ask(*device, write.ask(Command::kWrite, kBytes - 4096, 4096).fill(1)), 0);
+  huge.keep_allocated = true;
+  device->submit(huge.ask(Command::kWriteZeroes, 100, kBytes - 200));
+  EXPECT_FALSE(huge.done()) << "all of it in one turn";
+  EXPECT_TRUE(all(read(*device, kBytes - 4096, 4096), 1)) << "what it has not come to";
+  finish(huge);
+  EXPECT_EQ(huge.error, 0);
+  EXPECT_EQ(huge.ends, 1);
+  EXPECT_TRUE(all(read(*device, 0, kBytes - 100), 0));
+  EXPECT_TRUE(all(read(*device, kBytes - 100, 100), 1));
+  EXPECT_EQ(ask(*device, last.ask(Command::kBlockStatus, 0, kBytes)), 0);
+  EXPECT_EQ(last.found, (std::vector<block::Extent>{{kBytes, false, false}})) << "the space is kept";
+}
+
+TEST_F(MemoryStore, AHugeZeroingEndsWhenItIsAbandoned) {
+  constexpr uint64_t kBytes = 20 << 20;
+  const auto device = make_memory_store(kBytes).value();
+  std::atomic<bool> gone{false};
+  Slot write(*loop_), huge(*loop_);
+  EXPECT_EQ(ask(*device, write.ask(Command::kWrite, kBytes - 4096, 4096).fill(1)), 0);
+  huge.keep_allocated = true;
+  huge.abandoned = &gone;
+  device->submit(huge.ask(Command::kWriteZeroes, 0, kBytes));
+  EXPECT_FALSE(huge.done());
+  gone = true;
+  finish(huge);
+  EXPECT_EQ(huge.error, ECANCELED);
+  EXPECT_TRUE(all(read(*device, kBytes - 4096, 4096), 1));
+}
+
+TEST_F(MemoryStore, LockedMemoryIsTrimmedToo) {
+  const uint64_t page = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+  const auto device = make_memory_store(64 * page).value();
+  Slot write(*loop_), place(*loop_), trim(*loop_);
+  EXPECT_EQ(ask(*device, write.ask(Command::kWrite, 0, 64 * page).fill(1)), 0);
+  place.ask(Command::kRead, 8 * page, 8 * page).data = nullptr;
+  place.in_place = true;
+  ASSERT_EQ(ask(*device, place), 0);
+  ASSERT_EQ(::mlock(place.data, 8 * page), 0);
+  EXPECT_EQ(ask(*device, trim.ask(Command::kTrim, 4 * page + 1, 16 * page)), 0);
+  std::vector<std::byte> expected(64 * page, std::byte{1});
+  std::fill_n(expected.begin() + static_cast<std::ptrdiff_t>(4 * page + 1), 16 * page, std::byte{0});
+  EXPECT_TRUE(read(*device, 0, 64 * page) == expected);
+}
+
+// From here on the system takes no memory back from this thread, as older ones do not from a process that has locked it.
+void refuse_madvise() {
+  sock_filter rules[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_madvise, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EINVAL),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  };
+  const sock_fprog program{.len = std::size(rules), .filter = rules};
+  ASSERT_EQ(::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+  ASSERT_EQ(::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program), 0);
+}
+
+TEST_F(MemoryStore, WhatTheSystemDoesNotTakeBackIsCleared) {
+  constexpr uint64_t kBytes = 12 << 20;
+  const auto device = make_memory_store(kBytes).value();
+  const auto status = [&] {
+    Slot slot(*loop_);
+    EXPECT_EQ(ask(*device, slot.ask(Command::kBlockStatus, 0, kBytes)), 0);
+    return slot.found;
+  };
+  std::vector<std::byte> expected(kBytes);
+  std::thread([&] {
+    refuse_madvise();
+    Slot write(*loop_), zero(*loop_), trim(*loop_), nothing(*loop_);
+    EXPECT_EQ(ask(*device, write.ask(Command::kWrite, 4096, kBytes - 8192).fill(1)), 0);
+    std::fill(expected.begin() + 4096, expected.end() - 4096, std::byte{1});
+    zero.fast_zero = true;
+    EXPECT_EQ(ask(*device, zero.ask(Command::kWriteZeroes, 1, kBytes - 2)), EOPNOTSUPP) << "it would be a write";
+    EXPECT_TRUE(read(*device, 0, kBytes) == expected) << "nothing has changed";
+    device->submit(trim.ask(Command::kTrim, 5000, kBytes - 10'000));
+    EXPECT_FALSE(trim.done()) << "all of it in one turn";
+    finish(trim);
+    EXPECT_EQ(trim.error, 0);
+    EXPECT_EQ(ask(*device, zero.ask(Command::kWriteZeroes, 0, 4096)), 0) << "nothing is there";
+  }).join();
+  std::fill(expected.begin() + 5000, expected.end() - 5000, std::byte{0});
+  EXPECT_TRUE(read(*device, 0, kBytes) == expected);
+  using Extents = std::vector<block::Extent>;
+  EXPECT_EQ(status(), (Extents{{4096, true, true}, {kBytes - 8192, false, false}, {4096, true, true}})) << "it is still there";
+  Slot trim(*loop_);
+  EXPECT_EQ(ask(*device, trim.ask(Command::kTrim, 0, kBytes)), 0);
+  EXPECT_EQ(status(), (Extents{{kBytes, true, true}})) << "given back by a thread that may";
 }
 
 TEST_F(MemoryStore, TheEdgeHolds) {
