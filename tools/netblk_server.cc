@@ -47,19 +47,6 @@ struct Arguments {
   server::Settings settings;
 };
 
-// The path as a store has it: characters that would mean something there are written as %XX.
-std::string escaped(const std::string& path) {
-  std::string text;
-  for (const char c : path) {
-    if (c == '%' || c == '?') {
-      text += fmt::format("%{:02X}", static_cast<unsigned>(c));
-    } else {
-      text += c;
-    }
-  }
-  return text;
-}
-
 // PORT FILE SIZE_MB: netblk on every address, one unnamed export.
 Result<server::Config> original_form(const std::vector<std::string>& words) {
   const auto port = parse_unsigned(words[0], 1, 65535);
@@ -71,7 +58,7 @@ Result<server::Config> original_form(const std::vector<std::string>& words) {
   if (words[1].empty()) return make_error(EINVAL, "FILE is empty: name the file that keeps the blocks");
   server::Config config;
   server::ExportConfig served;
-  served.store = fmt::format("file:{}?size={}M", escaped(words[1]), *size_mib);
+  served.store = fmt::format("file:{}?size={}M", store_path_text(words[1]), *size_mib);
   config.exports.push_back(std::move(served));
   config.listens.push_back(server::parse_listen(fmt::format("netblk://:{}", *port)).value());
   return config;
@@ -82,6 +69,10 @@ Result<server::Config> from_options(const Arguments& arguments) {
   for (const std::string& text : arguments.exports) {
     auto parsed = server::parse_export(text);
     if (!parsed) return std::move(parsed).error();
+    const server::ExportConfig& wanted = parsed.value();
+    if (auto sound = check_store(wanted.store); !sound) return std::move(sound).error();
+    if (std::any_of(config.exports.begin(), config.exports.end(), [&](const auto& other) { return other.name == wanted.name; }))
+      return make_error(EINVAL, "two exports are named '{}': give each a name of its own", wanted.name);
     config.exports.push_back(std::move(parsed).value());
   }
   for (const std::string& text : arguments.listens) {
@@ -142,9 +133,7 @@ int serve(const Arguments& arguments, const server::Config& config) {
     return open_store(*backend.value(), store, read_only, surroundings, name);
   };
   server::Server server(*backend.value(), clock, open, take_place, options);
-  if (auto opened = server.open(config); !opened)
-    return fail(opened.error().code == EINVAL && arguments.config_path.empty() ? kMalformed : kFailed,
-                opened.error().message);
+  if (auto opened = server.open(config); !opened) return fail(kFailed, opened.error().message);
   surroundings.lock_wait_ms = 0;
   std::printf("netblk_server " NETBLK_VERSION "\n");
   for (const std::string& line : server.banner()) std::printf("  %s\n", line.c_str());

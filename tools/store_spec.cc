@@ -3,8 +3,8 @@
 
 #include <signal.h>
 
+#include <algorithm>
 #include <cerrno>
-#include <cctype>
 #include <cstdio>
 #include <map>
 #include <optional>
@@ -31,21 +31,8 @@ coro::Task<void> read_once(io::Loop& loop, block::Device& device, uint64_t offse
   error = result;
 }
 
-std::string percent_decoded(std::string_view text) {
-  std::string decoded;
-  for (size_t i = 0; i < text.size(); ++i) {
-    const bool escape = text[i] == '%' && i + 2 < text.size() &&
-                        std::isxdigit(static_cast<unsigned char>(text[i + 1])) != 0 &&
-                        std::isxdigit(static_cast<unsigned char>(text[i + 2])) != 0;
-    if (escape) {
-      decoded += static_cast<char>(std::stoi(std::string(text.substr(i + 1, 2)), nullptr, 16));
-      i += 2;
-    } else {
-      decoded += text[i];
-    }
-  }
-  return decoded;
-}
+// A % that begins no %XX stands for itself.
+std::string path_of(std::string_view text) { return percent_decoded_loosely(text); }
 
 Options parse_options(std::string_view query) {
   Options options;
@@ -102,10 +89,19 @@ Result<uint64_t> device_size(std::string_view text, const std::string& store) {
   return *size;
 }
 
-// What stands in the query beside the store's own options.
-struct Filters {
+enum class Kind : uint8_t { kFile, kMemory, kNull };
+
+// A STORE that was read: nothing was opened or looked at.
+struct Spec {
+  std::string text;
+  Kind kind = Kind::kFile;
+  uint64_t size_bytes = 0;  // of a file: what it is created or grown to
+  std::string path;         // these are of files
+  std::string overlay;      // empty: none
+  bool direct = false;
+  // What stands in the query for any of them.
   std::optional<uint64_t> offset_bytes;
-  uint64_t size_bytes = 0;  // of the part that offset_bytes begins; 0: the rest
+  uint64_t part_bytes = 0;  // of the part that offset_bytes begins; 0: the rest
   uint64_t partition = 0;   // 0: none
   store::DelayOptions delay;
   std::optional<store::FaultOptions> fault;
@@ -138,20 +134,20 @@ Result<uint64_t> take_size(Options& options, std::string_view key, uint64_t fall
   return *size;
 }
 
-Status take_part(Options& options, const std::string& store, Filters& filters) {
+Status take_part(Options& options, Spec& spec) {
   const auto partition = take_number(options, "partition", 0, 1, 1024);
   if (!partition) return partition.error();
-  filters.partition = partition.value();
+  spec.partition = partition.value();
   const auto offset = take(options, "offset");
   if (!offset) return Ok{};
-  if (filters.partition != 0) return make_error(EINVAL, "'{}' has offset= and partition=: one of them says where", store);
-  filters.offset_bytes = parse_size(*offset);
-  if (!filters.offset_bytes || *filters.offset_bytes % limits::kSectorBytes != 0)
+  if (spec.partition != 0) return make_error(EINVAL, "'{}' has offset= and partition=: one of them says where", spec.text);
+  spec.offset_bytes = parse_size(*offset);
+  if (!spec.offset_bytes || *spec.offset_bytes % limits::kSectorBytes != 0)
     return make_error(EINVAL, "bad offset={}: use bytes or K, M, G, T, a multiple of 512", *offset);
   if (const auto size = take(options, "size")) {
-    auto bytes = device_size(*size, store);
+    auto bytes = device_size(*size, spec.text);
     if (!bytes) return std::move(bytes).error();
-    filters.size_bytes = bytes.value();
+    spec.part_bytes = bytes.value();
   }
   return Ok{};
 }
@@ -206,53 +202,117 @@ Status take_limit(Options& options, store::LimitOptions& limit) {
   return Ok{};
 }
 
-Result<Filters> take_filters(Options& options, const std::string& store) {
-  Filters filters;
-  if (auto taken = take_part(options, store, filters); !taken) return std::move(taken).error();
-  if (auto taken = take_delays(options, filters.delay); !taken) return std::move(taken).error();
-  if (auto taken = take_fault(options, filters.fault); !taken) return std::move(taken).error();
-  if (auto taken = take_limit(options, filters.limit); !taken) return std::move(taken).error();
-  filters.trace = percent_decoded(take(options, "trace").value_or(""));
+Status take_filters(Options& options, Spec& spec) {
+  if (auto taken = take_part(options, spec); !taken) return taken;
+  if (auto taken = take_delays(options, spec.delay); !taken) return taken;
+  if (auto taken = take_fault(options, spec.fault); !taken) return taken;
+  if (auto taken = take_limit(options, spec.limit); !taken) return taken;
+  spec.trace = path_of(take(options, "trace").value_or(""));
   auto read_only = take_flag(options, "readonly");
   if (!read_only) return std::move(read_only).error();
-  filters.read_only = read_only.value();
-  return filters;
+  spec.read_only = read_only.value();
+  return Ok{};
 }
 
-Result<std::unique_ptr<block::Device>> part_of(std::unique_ptr<block::Device> device, const Filters& filters,
-                                               io::Backend& backend, const std::string& store) {
-  store::Partition part{filters.offset_bytes.value_or(0), filters.size_bytes};
+Status take_file(Options& options, std::string_view body, Spec& spec) {
+  if (body.empty()) return make_error(EINVAL, "bad store '{}': the path is missing", spec.text);
+  spec.path = path_of(body);
+  if (const auto size_text = take(options, "size")) {
+    auto size = device_size(*size_text, spec.text);
+    if (!size) return std::move(size).error();
+    spec.size_bytes = size.value();
+  }
+  auto direct = take_flag(options, "direct");
+  if (!direct) return std::move(direct).error();
+  spec.direct = direct.value();
+  spec.overlay = path_of(take(options, "overlay").value_or(""));
+  if (!spec.overlay.empty() && (spec.size_bytes != 0 || spec.direct))
+    return make_error(EINVAL, "'{}': an image under an overlay stays as it is: without size= (but with offset=) and direct=",
+                      spec.text);
+  return Ok{};
+}
+
+Result<Spec> parse(const std::string& text) {
+  const std::string_view whole = text;
+  const size_t colon = whole.find(':');
+  const std::string_view scheme = whole.substr(0, colon);
+  if (colon == std::string_view::npos)
+    return make_error(EINVAL, "bad store '{}': use file:PATH?size=10G, mem:SIZE or null:SIZE", text);
+  const size_t query = whole.find('?');
+  const std::string_view body = whole.substr(colon + 1, query == std::string_view::npos ? query : query - colon - 1);
+  Options options = parse_options(query == std::string_view::npos ? "" : whole.substr(query + 1));
+  Spec spec;
+  spec.text = text;
+  if (auto taken = take_filters(options, spec); !taken) return std::move(taken).error();
+  if (scheme == "file") {
+    if (auto taken = take_file(options, body, spec); !taken) return std::move(taken).error();
+  } else if (scheme == "mem" || scheme == "null") {
+    spec.kind = scheme == "mem" ? Kind::kMemory : Kind::kNull;
+    auto size = device_size(body, text);
+    if (!size) return std::move(size).error();
+    spec.size_bytes = size.value();
+  } else {
+    return make_error(EINVAL, "unknown store '{}:' in '{}': use file:PATH?size=10G, mem:SIZE or null:SIZE", scheme, text);
+  }
+  if (!options.empty()) return make_error(EINVAL, "unknown option '{}' in '{}'", options.begin()->first, text);
+  return spec;
+}
+
+Result<std::unique_ptr<block::Device>> open_file(io::Backend& backend, const Spec& spec, bool read_only,
+                                                 const Surroundings& surroundings) {
+  store::FileOptions file;
+  file.path = spec.path;
+  file.size_bytes = spec.size_bytes;
+  file.direct = spec.direct;
+  file.read_only = read_only;
+  file.keep_identity = true;
+  file.state_folder = surroundings.state_folder;
+  file.lock_wait_ms = surroundings.lock_wait_ms;
+  file.on_wait = [](const std::string& words) {
+    std::printf("%s\n", words.c_str());
+    std::fflush(stdout);
+  };
+  file.stop_waiting = [] {
+    sigset_t pending;
+    return ::sigpending(&pending) == 0 &&
+           (::sigismember(&pending, SIGTERM) == 1 || ::sigismember(&pending, SIGINT) == 1);
+  };
+  return spec.overlay.empty() ? store::open_file_store(backend, file)
+                              : store::open_overlay_store(backend, file, spec.overlay);
+}
+
+Result<std::unique_ptr<block::Device>> part_of(std::unique_ptr<block::Device> device, const Spec& spec, io::Backend& backend) {
+  store::Partition part{spec.offset_bytes.value_or(0), spec.part_bytes};
   const uint64_t whole = device->size_bytes();
-  if (filters.partition != 0) {
+  if (spec.partition != 0) {
     auto found = store::find_partition(
         [&](uint64_t offset, std::span<std::byte> into) { return read_at_once(backend, *device, offset, into); }, whole,
-        filters.partition);
-    if (!found) return make_error(found.error().code, "{}: {}", store, found.error().message);
+        spec.partition);
+    if (!found) return make_error(found.error().code, "{}: {}", spec.text, found.error().message);
     part = found.value();
-  } else if (!filters.offset_bytes) {
+  } else if (!spec.offset_bytes) {
     return device;
   }
   if (part.offset_bytes >= whole || part.size_bytes > whole - part.offset_bytes)
-    return make_error(ENOSPC, "{} has {}: the part from byte {} on is not inside it", store, size_text(whole),
+    return make_error(ENOSPC, "{} has {}: the part from byte {} on is not inside it", spec.text, size_text(whole),
                       part.offset_bytes);
   return store::make_window_filter(std::move(device), part.offset_bytes, part.size_bytes);
 }
 
 // From the store up: the part, then what makes it slower or worse, then what is seen of it.
-Result<std::unique_ptr<block::Device>> with_filters(std::unique_ptr<block::Device> device, const Filters& filters,
-                                                    io::Backend& backend, const std::string& store,
-                                                    const std::string& trace, const std::string& name) {
-  auto part = part_of(std::move(device), filters, backend, store);
+Result<std::unique_ptr<block::Device>> with_filters(std::unique_ptr<block::Device> device, const Spec& spec,
+                                                    io::Backend& backend, const std::string& trace, const std::string& name) {
+  auto part = part_of(std::move(device), spec, backend);
   if (!part) return part;
   device = std::move(part).value();
-  if (filters.fault) device = store::make_fault_filter(std::move(device), *filters.fault);
-  const store::DelayOptions& delay = filters.delay;
+  if (spec.fault) device = store::make_fault_filter(std::move(device), *spec.fault);
+  const store::DelayOptions& delay = spec.delay;
   if (delay.read_ms + delay.write_ms + delay.flush_ms + delay.trim_ms > 0)
     device = store::make_delay_filter(std::move(device), delay);
-  if (filters.limit.bytes_per_second + filters.limit.requests_per_second > 0)
-    device = store::make_limit_filter(std::move(device), filters.limit);
-  if (filters.read_only) device = store::make_readonly_filter(std::move(device));
-  for (const std::string& file : {filters.trace, trace}) {
+  if (spec.limit.bytes_per_second + spec.limit.requests_per_second > 0)
+    device = store::make_limit_filter(std::move(device), spec.limit);
+  if (spec.read_only) device = store::make_readonly_filter(std::move(device));
+  for (const std::string& file : {spec.trace, trace}) {
     if (file.empty()) continue;
     auto traced = store::make_trace_filter(std::move(device), file, name);
     if (!traced) return traced;
@@ -263,73 +323,40 @@ Result<std::unique_ptr<block::Device>> with_filters(std::unique_ptr<block::Devic
 
 }  // namespace
 
+std::string store_path_text(std::string_view path) {
+  std::string text;
+  for (const char c : path) {
+    if (std::string_view("%?&,").find(c) != std::string_view::npos) {
+      text += fmt::format("%{:02X}", static_cast<unsigned>(c));
+    } else {
+      text += c;
+    }
+  }
+  return text;
+}
+
+Status check_store(const std::string& text) {
+  const auto spec = parse(text);
+  if (!spec) return spec.error();
+  return Ok{};
+}
+
 Result<std::unique_ptr<block::Device>> open_store(io::Backend& backend, const std::string& text, bool read_only,
                                                   const Surroundings& surroundings, const std::string& name) {
-  const std::string_view whole = text;
-  const size_t colon = whole.find(':');
-  const std::string_view scheme = whole.substr(0, colon);
-  if (colon == std::string_view::npos)
-    return make_error(EINVAL, "bad store '{}': use file:PATH?size=10G, mem:SIZE or null:SIZE", text);
-  const size_t query = whole.find('?');
-  const std::string_view body =
-      whole.substr(colon + 1, query == std::string_view::npos ? query : query - colon - 1);
-  Options options = parse_options(query == std::string_view::npos ? "" : whole.substr(query + 1));
-
-  auto filters = take_filters(options, text);
-  if (!filters) return std::move(filters).error();
-
-  std::unique_ptr<block::Device> device;
-  if (scheme == "file") {
-    if (body.empty()) return make_error(EINVAL, "bad store '{}': the path is missing", text);
-    store::FileOptions file;
-    file.path = percent_decoded(body);
-    file.read_only = read_only;
-    file.keep_identity = true;
-    file.state_folder = surroundings.state_folder;
-    file.lock_wait_ms = surroundings.lock_wait_ms;
-    file.on_wait = [](const std::string& words) {
-      std::printf("%s\n", words.c_str());
-      std::fflush(stdout);
-    };
-    file.stop_waiting = [] {
-      sigset_t pending;
-      return ::sigpending(&pending) == 0 &&
-             (::sigismember(&pending, SIGTERM) == 1 || ::sigismember(&pending, SIGINT) == 1);
-    };
-    if (const auto size_text = take(options, "size")) {
-      auto size = device_size(*size_text, text);
-      if (!size) return std::move(size).error();
-      file.size_bytes = size.value();
+  auto parsed = parse(text);
+  if (!parsed) return std::move(parsed).error();
+  const Spec& spec = parsed.value();
+  auto opened = [&]() -> Result<std::unique_ptr<block::Device>> {
+    switch (spec.kind) {
+      case Kind::kMemory: return store::make_memory_store(spec.size_bytes);
+      case Kind::kNull: return store::make_null_store(spec.size_bytes);
+      default: return open_file(backend, spec, read_only, surroundings);
     }
-    auto direct = take_flag(options, "direct");
-    if (!direct) return std::move(direct).error();
-    file.direct = direct.value();
-    const std::string overlay = percent_decoded(take(options, "overlay").value_or(""));
-    if (!overlay.empty() && (file.size_bytes != 0 || file.direct))
-      return make_error(EINVAL, "'{}': an image under an overlay stays as it is: without size= (but with offset=) and direct=",
-                        text);
-    // Unknown options are refused before a file is made.
-    if (!options.empty()) return make_error(EINVAL, "unknown option '{}' in '{}'", options.begin()->first, text);
-    auto opened = overlay.empty() ? store::open_file_store(backend, file)
-                                  : store::open_overlay_store(backend, file, overlay);
-    if (!opened) return std::move(opened).error();
-    device = std::move(opened).value();
-  } else if (scheme == "mem" || scheme == "null") {
-    auto size = device_size(body, text);
-    if (!size) return std::move(size).error();
-    if (!options.empty()) return make_error(EINVAL, "unknown option '{}' in '{}'", options.begin()->first, text);
-    if (scheme == "null") {
-      device = store::make_null_store(size.value());
-    } else {
-      auto made = store::make_memory_store(size.value());
-      if (!made) return std::move(made).error();
-      device = std::move(made).value();
-    }
-    if (read_only) device = store::make_readonly_filter(std::move(device));
-  } else {
-    return make_error(EINVAL, "unknown store '{}:' in '{}': use file:PATH?size=10G, mem:SIZE or null:SIZE", scheme, text);
-  }
-  return with_filters(std::move(device), filters.value(), backend, text, surroundings.trace, name);
+  }();
+  if (!opened) return opened;
+  auto device = std::move(opened).value();
+  if (read_only && spec.kind != Kind::kFile) device = store::make_readonly_filter(std::move(device));
+  return with_filters(std::move(device), spec, backend, surroundings.trace, name);
 }
 
 }  // namespace netblk::tools

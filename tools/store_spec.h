@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "base/result.h"
 #include "block/device.h"
@@ -30,8 +31,15 @@ struct Surroundings {
 //   readonly=1   rate=BYTES burst=BYTES iops=N iops-burst=N   trace=FILE
 //   delay-ms=N, delay-read-ms=N and so on   fault=read+write+flush+trim+status, fault-one-in=N fault-seed=N fault-count=N
 // In PATH and FILE, %XX stands for a byte, so that a '?' (%3F), '&' (%26) or ',' (%2C) can be written.
-// name: of the export, for traces.
+
+// EINVAL: it is malformed, in words. Nothing is opened or looked at.
+Status check_store(const std::string& text);
+
+// name: of the export, for traces. Of a store that check_store() lets pass, what fails here is not its text.
 Result<std::unique_ptr<block::Device>> open_store(io::Backend& backend, const std::string& text, bool read_only,
                                                   const Surroundings& surroundings, const std::string& name);
+
+// A path as PATH and FILE are written.
+std::string store_path_text(std::string_view path);
 
 }  // namespace netblk::tools

@@ -35,19 +35,29 @@ std::optional<uint64_t> parse_size(std::string_view text) {
   return *number << shift;
 }
 
+namespace {
+
+// The byte of a %XX at the beginning of the text.
+std::optional<char> escaped_byte(std::string_view text) {
+  unsigned byte = 0;
+  if (text.size() < 3 || std::from_chars(text.data() + 1, text.data() + 3, byte, 16).ptr != text.data() + 3) return std::nullopt;
+  return static_cast<char>(byte);
+}
+
+}  // namespace
+
 std::optional<std::string> percent_decoded(std::string_view text) {
+  for (size_t at = text.find('%'); at != std::string_view::npos; at = text.find('%', at + 3))
+    if (!escaped_byte(text.substr(at))) return std::nullopt;
+  return percent_decoded_loosely(text);
+}
+
+std::string percent_decoded_loosely(std::string_view text) {
   std::string decoded;
   for (size_t i = 0; i < text.size(); ++i) {
-    if (text[i] != '%') {
-      decoded += text[i];
-      continue;
-    }
-    unsigned byte = 0;
-    if (i + 2 >= text.size()) return std::nullopt;
-    const char* const digits = text.data() + i + 1;
-    if (std::from_chars(digits, digits + 2, byte, 16).ptr != digits + 2) return std::nullopt;
-    decoded += static_cast<char>(byte);
-    i += 2;
+    const auto byte = text[i] == '%' ? escaped_byte(text.substr(i)) : std::nullopt;
+    decoded += byte.value_or(text[i]);
+    if (byte) i += 2;
   }
   return decoded;
 }

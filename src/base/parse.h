@@ -18,6 +18,8 @@ std::optional<uint64_t> parse_size(std::string_view text);
 
 // %XX stands for a byte. Nothing where a % has no two hexadecimal digits behind it.
 std::optional<std::string> percent_decoded(std::string_view text);
+// The same, but a % that begins no %XX stands for itself.
+std::string percent_decoded_loosely(std::string_view text);
 // What stands for itself in the path of a URI stays as it is.
 std::string percent_encoded(std::string_view text);
 

@@ -79,7 +79,12 @@ TEST(Percent, DecodesWhatItEncodes) {
   EXPECT_EQ(percent_decoded(percent_encoded(every)), every);
   EXPECT_EQ(percent_encoded("/srv/a disk?#%"), "/srv/a%20disk%3F%23%25");
   EXPECT_EQ(percent_decoded("%41%2f"), "A/");
-  for (const char* bad : {"%", "%4", "a%", "%4g", "%g4", "%-1", "% 1", "%+1"}) EXPECT_FALSE(percent_decoded(bad)) << bad;
+  for (const char* bad : {"%", "%4", "a%", "%4g", "%g4", "%-1", "% 1", "%+1", "%%41"}) {
+    EXPECT_FALSE(percent_decoded(bad)) << bad;
+    EXPECT_EQ(percent_decoded_loosely(bad), std::string_view(bad) == "%%41" ? "%A" : bad);
+  }
+  EXPECT_EQ(percent_decoded_loosely(percent_encoded(every)), every);
+  EXPECT_EQ(percent_decoded_loosely("100%25%.img%"), "100%%.img%");
 }
 
 TEST(SizeText, SaysSizesAsPeopleDo) {

@@ -64,11 +64,6 @@ Result<std::shared_ptr<Export>> Server::open_export(const ExportConfig& config) 
 }
 
 Status Server::open(const Config& config) {
-  const auto names = [](const ExportConfig& a, const ExportConfig& b) { return a.name == b.name; };
-  for (size_t i = 0; i < config.exports.size(); ++i)
-    for (size_t j = 0; j < i; ++j)
-      if (names(config.exports[i], config.exports[j]))
-        return make_error(EINVAL, "two exports are named '{}': give each a name of its own", config.exports[i].name);
   for (const ListenConfig& listen : config.listens) {
     auto place = take_place_(listen);
     if (!place && listen.optional && (place.error().code == EAFNOSUPPORT || place.error().code == EADDRNOTAVAIL)) {

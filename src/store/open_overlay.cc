@@ -91,7 +91,7 @@ Result<Top> open_kept(const OverlayBase& base, const FileOptions& options) {
   if (!top.fd.valid()) return make_error(errno, "cannot open {}: {}", options.path, errno_text(errno));
   struct stat status;
   if (::fstat(top.fd.get(), &status) != 0) return make_error(errno, "cannot stat {}: {}", options.path, errno_text(errno));
-  if (!S_ISREG(status.st_mode)) return make_error(EINVAL, "{} is no regular file, as an overlay is", options.path);
+  if (!S_ISREG(status.st_mode)) return make_error(EMEDIUMTYPE, "{} is no regular file, as an overlay is", options.path);
   io::set_nonblocking(top.fd.get(), false);
   if (auto locked = lock_file(top.fd.get(), options); !locked) return std::move(locked).error();
   if (options.keep_identity) {

@@ -45,7 +45,7 @@ class OverlayMap {
   // A map of nothing. `file`: -1 for an overlay that is not kept; it outlives the map.
   OverlayMap(uint64_t size_bytes, int file);
 
-  // Of a file that is locked. The base it was made with has to be this one: EINVAL, in words.
+  // Of a file that is locked. EMEDIUMTYPE: it is no overlay; ESTALE: the base it was made with is not this one.
   Status load(const OverlayBase& base, const std::string& boot_id, bool read_only);
   // A new one, in an empty file. The caller makes it durable.
   Status create(const OverlayBase& base, const std::string& boot_id);

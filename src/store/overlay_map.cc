@@ -106,11 +106,11 @@ Status OverlayMap::load(const OverlayBase& base, const std::string& boot_id, boo
   if (got != 0) return make_error(-got, "cannot read its header: {}", errno_text(-got));
   if (std::memcmp(header.magic, kMagic, kMagicBytes) != 0 || header.header_crc != crc_of(header) ||
       header.block_bytes != kOverlayBlockBytes)
-    return make_error(EINVAL, "it is no overlay; name a file that is not there to make one");
+    return make_error(EMEDIUMTYPE, "it is no overlay; name a file that is not there to make one");
   if (header.base_bytes != base.size_bytes)
-    return make_error(EINVAL, "it lies over an image of {} bytes, and this one has {}", header.base_bytes, base.size_bytes);
+    return make_error(ESTALE, "it lies over an image of {} bytes, and this one has {}", header.base_bytes, base.size_bytes);
   if (header.base_crc != base.sample_crc || header.base_changed_ns != base.changed_ns)
-    return make_error(EINVAL, "it lies over another image, or this one was changed since: the two do not fit together any more");
+    return make_error(ESTALE, "it lies over another image, or this one was changed since: the two do not fit together any more");
   std::string found(kBootIdBytes, '\0');
   if (const int32_t id = read_all(file_, found.data(), found.size(), kBootIdAt); id != 0)
     return make_error(-id, "cannot read its header: {}", errno_text(-id));

@@ -43,7 +43,7 @@ Result<Partition> inside(uint64_t first_sector, uint64_t sectors, uint64_t secto
   const uint64_t disk_sectors = disk_bytes / sector_bytes;
   if (sectors == 0) return missing(number);
   if (first_sector == 0 || first_sector >= disk_sectors || sectors > disk_sectors - first_sector)
-    return make_error(EINVAL, "its partition {} is not inside it: sector {}, {} sectors, of {}", number, first_sector,
+    return make_error(EBADMSG, "its partition {} is not inside it: sector {}, {} sectors, of {}", number, first_sector,
                       sectors, disk_sectors);
   return Partition{first_sector * sector_bytes, sectors * sector_bytes};
 }
@@ -91,7 +91,7 @@ Result<Partition> find_in_mbr(const ReadDisk& read, uint64_t disk_bytes, const M
     const MbrEntry& entry = table[number - 1];
     if (entry.type == 0) return missing(number);
     if (entry.is_extended())
-      return make_error(EINVAL, "its partition {} is the extended one, which holds those from 5 on", number);
+      return make_error(ENOTBLK, "its partition {} is the extended one, which holds those from 5 on", number);
     return inside(entry.first, entry.sectors, kMbrSector, disk_bytes, number);
   }
   const auto extended = std::find_if(table.begin(), table.end(), [](const MbrEntry& entry) { return entry.is_extended(); });
@@ -133,7 +133,7 @@ Result<std::optional<Partition>> find_in_gpt(const ReadDisk& read, uint64_t disk
     return missing(number);
   const uint64_t first = number_at(entry, 32, 8), last = number_at(entry, 40, 8);
   if (last < first || last == UINT64_MAX)
-    return make_error(EINVAL, "its partition {} ends before it begins", number);
+    return make_error(EBADMSG, "its partition {} ends before it begins", number);
   auto found = inside(first, last - first + 1, gpt.sector_bytes, disk_bytes, number);
   if (!found) return std::move(found).error();
   return std::optional(found.value());
@@ -165,7 +165,7 @@ Result<Partition> find_partition(const ReadDisk& read, uint64_t disk_bytes, uint
       if (found.value()) return *found.value();
     }
   }
-  if (protective) return make_error(EINVAL, "its GPT is damaged, and so is the copy at its end");
+  if (protective) return make_error(EBADMSG, "its GPT is damaged, and so is the copy at its end");
   return make_error(ENOENT, "it has no partition table");
 }
 

@@ -92,7 +92,7 @@ TEST(PartitionTable, MbrLogical) {
   EXPECT_EQ(disk.find(6).value(), (Partition{310 * 512, 50 * 512}));
   EXPECT_EQ(disk.find(7).value(), (Partition{601 * 512, 20 * 512}));
   EXPECT_EQ(disk.find(8).error().code, ENOENT);
-  EXPECT_EQ(disk.find(2).error().code, EINVAL) << "the extended one itself";
+  EXPECT_EQ(disk.find(2).error().code, ENOTBLK) << "the extended one itself";
 }
 
 TEST(PartitionTable, AChainThatTurnsBackEnds) {
@@ -109,7 +109,7 @@ TEST(PartitionTable, WhatIsNotInsideTheDiskIsRefused) {
            {64, 2048}, {2048, 1}, {0, 10}, {0xffffffff, 0xffffffff}, {64, 0xffffffff}}) {
     Disk disk(1 << 20);
     disk.entry(0, 0, 0x83, first, sectors);
-    EXPECT_EQ(disk.find(1).error().code, EINVAL) << first;
+    EXPECT_EQ(disk.find(1).error().code, EBADMSG) << first;
     disk.entry(0, 0, 0x05, first, sectors);
     EXPECT_FALSE(disk.find(5).ok()) << first;
   }
@@ -135,7 +135,7 @@ TEST(PartitionTable, TheCopyOfAGptCountsWhereTheFirstIsDamaged) {
   disk.contents[512 + 80] ^= std::byte{1};
   EXPECT_EQ(disk.find(1).value(), (Partition{40 * 512, 10 * 512}));
   disk.contents[4063 * 512 + 5] ^= std::byte{1};
-  EXPECT_EQ(disk.find(1).error().code, EINVAL) << "both are damaged";
+  EXPECT_EQ(disk.find(1).error().code, EBADMSG) << "both are damaged";
 }
 
 TEST(PartitionTable, AHostileGptIsRefused) {
@@ -147,7 +147,7 @@ TEST(PartitionTable, AHostileGptIsRefused) {
     Disk disk = good;
     disk.put(512 + at, value, at == 72 ? 8 : 4);
     disk.seal(512);
-    EXPECT_EQ(disk.find(1).error().code, EINVAL) << at << ' ' << value;
+    EXPECT_EQ(disk.find(1).error().code, EBADMSG) << at << ' ' << value;
   }
 }
 

@@ -17,10 +17,10 @@ from suite import check, check_eq, test
 MIB = 1 << 20
 
 
-def refused(t, store, *words, code=(1, 2)):
-    """The server does not start, and says why in one line."""
-    got, _, err = run_cli(["--export", f"disk={store}", "--listen", f"netblk://127.0.0.1:{free_port()}"])
-    check(got in code, f"{store}: status {got}; {err!r}")
+def refused(t, store, *words, code=1):
+    """The server does not start, and says why in one line: 2, it is malformed; 1, the world is not so."""
+    got, out, err = run_cli(["--export", f"disk={store}", "--listen", f"netblk://127.0.0.1:{free_port()}"])
+    check_eq((got, out, err.count("\n")), (code, "", 1), f"{store}: status, stdout, lines on stderr; {err!r}")
     for word in words:
         check(word in err, f"{store}: {word!r} is not in {err!r}")
 
@@ -82,9 +82,9 @@ def test_part_outside_is_refused(t):
     path = image(t)
     refused(t, f"file:{path}?offset=8M", "not inside it")
     refused(t, f"file:{path}?offset=4M&size=5M", "not inside it")
-    refused(t, f"file:{path}?offset=100", "offset=100", code=(2,))
-    refused(t, f"file:{path}?offset=1M&partition=1", "partition=", code=(2,))
-    refused(t, f"file:{path}?partition=0", "partition=0", code=(2,))
+    refused(t, f"file:{path}?offset=100", "offset=100", code=2)
+    refused(t, f"file:{path}?offset=1M&partition=1", "partition=", code=2)
+    refused(t, f"file:{path}?partition=0", "partition=0", code=2)
     # With offset=, the size is the part's: nothing is created, nothing grows.
     refused(t, f"file:{t.tmp}/none.img?offset=1M&size=1M", "none.img")
     check(not (t.tmp / "none.img").exists(), "a file was made")
@@ -115,6 +115,31 @@ def test_partitions(t):
     refused(t, f"file:{path}?partition=7", "no partition 7")
     refused(t, f"file:{path}?partition=2", "extended")
     refused(t, f"file:{image(t, name='plain.img')}?partition=1", "no partition table")
+
+
+@test
+def test_damaged_partition_tables_are_refused(t):
+    disk = bytearray(8 * MIB)
+    entry(disk, 0, 0, 0x83, 2048, 1 << 20)
+    path = t.tmp / "disk.img"
+    path.write_bytes(disk)
+    refused(t, f"file:{path}?partition=1", "not inside it")
+    entry(disk, 0, 0, 0xEE, 1, (8 * MIB >> 9) - 1)
+    gpt = t.tmp / "gpt.img"
+    gpt.write_bytes(disk)
+    refused(t, f"file:{gpt}?partition=1", "GPT is damaged")
+    refused(t, f"file:{t.tmp}/none.img?partition=1", "none.img")
+
+
+@test
+def test_what_is_malformed_is_said_before_anything_is_made(t):
+    """Syntax is looked at first, of every export: no file is made for the first when the second is nonsense."""
+    made = t.tmp / "made.img"
+    for second, word in (("b=file:?size=1M", "path is missing"), ("b=mem:1M?rates=1", "rates"), ("b=disk.img", "disk.img"),
+                         ("b=tape:1M", "tape"), ("a=mem:1M", "two exports"), ("b=mem:1", "size"), ("b=file:x?direct=maybe", "direct")):
+        got, _, err = run_cli(["--export", f"a=file:{made}?size=1M", "--export", second, "--listen", f"netblk://127.0.0.1:{free_port()}"])
+        check_eq((got, err.count("\n"), word in err), (2, 1, True), f"{second}: status, lines, {word!r} in {err!r}")
+        check(not made.exists(), f"{second}: a file was made")
 
 
 # ---- overlays
@@ -167,9 +192,17 @@ def test_overlay_over_another_image_is_refused(t):
     refused(t, f"file:{other}?overlay={cow}", str(cow), "another image")
     refused(t, f"file:{path}?overlay={other}", str(other), "no overlay")
     check_eq(other.read_bytes(), bytes(8 * MIB), "the file that is no overlay")
+    refused(t, f"file:{path}?overlay={t.tmp}", str(t.tmp))
+    refused(t, f"file:{path}?overlay=/dev/null", "/dev/null", "regular file")
+    refused(t, f"file:{t.tmp}/none.img?overlay={t.tmp}/new.cow", "none.img")
+    refused(t, f"file:{path}?overlay={t.tmp}/none/new.cow", "new.cow")
+    check(not (t.tmp / "new.cow").exists(), "an overlay was made")
+    longer = t.tmp / "longer.img"
+    longer.write_bytes(path.read_bytes() + bytes(MIB))
+    refused(t, f"file:{longer}?overlay={cow}", "bytes")
     for more in ("size=16M", "direct=1"):
-        refused(t, f"file:{path}?overlay={cow}&{more}", "overlay", code=(2,))
-    refused(t, "mem:1M?overlay=temp", "overlay", code=(2,))
+        refused(t, f"file:{path}?overlay={cow}&{more}", "overlay", code=2)
+    refused(t, "mem:1M?overlay=temp", "overlay", code=2)
 
 
 # ---- limits
@@ -223,7 +256,7 @@ def test_delay_of_one_command(t):
         c.write(0, bytes(512))
         check(time.monotonic() - began >= 0.3, "the WRITE was not delayed")
     for bad in ("delay-write-ms=x", "delay-read-ms=-1", "delay-trim-ms=600001"):
-        refused(t, f"mem:1M?{bad}", bad, code=(2,))
+        refused(t, f"mem:1M?{bad}", bad, code=2)
 
 
 @test
@@ -237,15 +270,15 @@ def test_fault_count(t):
             if statuses[-1] == OK:
                 c.recv(512)
         check_eq(statuses, [ERROR] * 3 + [OK] * 5, "statuses")
-    refused(t, "mem:1M?fault-count=3", "fault=", code=(2,))
-    refused(t, "mem:1M?fault=erase", "erase", code=(2,))
+    refused(t, "mem:1M?fault-count=3", "fault=", code=2)
+    refused(t, "mem:1M?fault=erase", "erase", code=2)
 
 
 @test
 def test_bad_limits_are_refused(t):
     for bad, word in (("rate=0", "rate=0"), ("rate=fast", "rate=fast"), ("iops=0", "iops=0"), ("burst=1M", "rate="),
                       ("iops-burst=1", "iops="), ("rates=1M", "rates")):
-        refused(t, f"mem:1M?{bad}", word, code=(2,))
+        refused(t, f"mem:1M?{bad}", word, code=2)
 
 
 # ---- traces

@@ -61,7 +61,8 @@ struct LimitOptions {
 // of its connection; connections that wait take turns, so that one with many requests in flight does not starve another.
 std::unique_ptr<block::Device> make_limit_filter(std::unique_ptr<block::Device> below, const LimitOptions& options);
 
-// One line for each request that has ended (store/filter/trace_line.h), appended to the file; "-": the standard output.
+inline constexpr const char* kTraceToStdout = "-";
+// One line for each request that has ended (store/filter/trace_line.h), appended to the file, or kTraceToStdout.
 // name: of the disk, in each line. The file is shared by all filters of this process that name it.
 Result<std::unique_ptr<block::Device>> make_trace_filter(std::unique_ptr<block::Device> below, const std::string& path,
                                                          const std::string& name);

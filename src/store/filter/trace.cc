@@ -90,7 +90,7 @@ class TraceFilter final : public Layer {
 
 Result<std::unique_ptr<block::Device>> make_trace_filter(std::unique_ptr<block::Device> below, const std::string& path,
                                                          const std::string& name) {
-  io::UniqueFd file(path == "-" ? ::fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 0)
+  io::UniqueFd file(path == kTraceToStdout ? ::fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 0)
                                 : ::open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600));
   if (!file.valid()) return make_error(errno, "cannot write the trace to {}: {}", path, errno_text(errno));
   return std::unique_ptr<block::Device>(std::make_unique<TraceFilter>(std::move(below), std::move(file), path, name));
