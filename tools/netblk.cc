@@ -53,10 +53,11 @@ int run(int argc, char** argv) {
                              "Size of the disk: bytes, or K, M, G, T (netblk/1 does not tell it; netblk/2 does)");
   attach_command
       ->add_option("--via", arguments.attach.via,
-                   "auto: the driver if it is loaded, else fuse with a loop device; what is no netblk:// by the kernel's nbd")
-      ->check(CLI::IsMember({"auto", "netblk", "nbd", "fuse"}))
+                   "auto: the driver if it is loaded, else fuse with a loop device; what is no netblk:// by the kernel's nbd. ublk: the "
+                   "kernel's ublk, for any of them")
+      ->check(CLI::IsMember({"auto", "netblk", "ublk", "nbd", "fuse"}))
       ->capture_default_str();
-  attach_command->add_option("--device", arguments.attach.device, "The disk that it shall be: netblk-1 of the driver, nbd3 of the kernel's nbd");
+  attach_command->add_option("--device", arguments.attach.device, "The disk that it shall be: netblk-1 of the driver, nbd3 of the kernel's nbd, ublkb3 of its ublk");
   attach_command->add_option("--name", arguments.attach.name, "A name that stays the same: /dev/netblk-by-name/NAME");
   attach_command
       ->add_option("--timeout", arguments.attach.timeout_s,
@@ -64,7 +65,7 @@ int run(int argc, char** argv) {
                    "fail with EIO (netblk/2: after 120 s, unless this is given)")
       ->check(CLI::Range(0.001, kMaxTimeoutSeconds));
   attach_command
-      ->add_option("--connections", arguments.attach.connections, "Connections to the server (nbd, fuse)")
+      ->add_option("--connections", arguments.attach.connections, "Connections to the server (ublk, nbd, fuse)")
       ->check(CLI::Range(1u, kMaxConnections))
       ->capture_default_str();
   attach_command->add_flag("--read-only", arguments.attach.read_only, "Refuse writes");

@@ -10,6 +10,7 @@
 
 #include "attach/fuse/loop_device.h"
 #include "netblk_attach_nbd.h"
+#include "netblk_attach_ublk.h"
 #include "netblk_helper.h"
 #include "netblk_names.h"
 #include "netblk_state.h"
@@ -26,7 +27,9 @@ constexpr uint64_t kDyingMs = 1000;
 Result<std::optional<Record>> attached_already(const std::string& server, const std::string& way,
                                                const AttachOptions& options) {
   for (Record& record : read_records()) {
-    const bool there = !record.device.empty() && (record.way == "nbd" ? nbd_is_there(record) : is_alive(record));
+    const bool there = !record.device.empty() && (record.way == "nbd"    ? nbd_is_there(record)
+                                                 : record.way == "ublk" ? ublk_is_there(record)
+                                                                        : is_alive(record));
     if (record.server != server || !there) continue;
     if (record.way != way)
       return make_error(EBUSY, "{} is attached already, via {}, as {}: detach that first", record.server, record.way,
@@ -44,7 +47,13 @@ Result<std::optional<Record>> attached_already(const std::string& server, const 
 
 void sweep_unfinished() {
   for (const Record& record : read_records())
-    if (record.device.empty() && !is_alive(record)) (void)remove_leftovers(record);
+    if (record.device.empty() && !is_alive(record)) {
+      if (record.way == "ublk") {
+        ublk_sweep(record);
+      } else {
+        (void)remove_leftovers(record);
+      }
+    }
 }
 
 Result<std::string> fuse_attach(const ServerUri& uri, const AttachOptions& options) {

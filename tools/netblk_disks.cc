@@ -12,8 +12,10 @@
 #include "base/parse.h"
 #include "command_line.h"
 #include "attach/nbd_netlink/nbd_netlink.h"
+#include "attach/ublk/ublk_control.h"
 #include "netblk_attach.h"
 #include "netblk_attach_nbd.h"
+#include "netblk_attach_ublk.h"
 #include "netblk_driver.h"
 #include "netblk_names.h"
 #include "netblk_state.h"
@@ -23,7 +25,7 @@
 namespace netblk::tools {
 namespace {
 
-enum class Way { kNetblk, kFuse, kNbd };
+enum class Way { kNetblk, kFuse, kNbd, kUblk };
 
 // "/dev/netblk-1" of "netblk-1", of a link, or of a name in /dev/netblk-by-name.
 std::string node_of_words(const std::string& words) {
@@ -47,14 +49,16 @@ Status name_is_free(const std::string& name, const std::string& node) {
 Result<Way> way_of(const AttachArguments& arguments, const NbdSource& source) {
   const bool netblk_uri = source.is_netblk();
   const bool nbd_device = attach::nbd_number(canonical_device(arguments.device)).has_value();
+  const bool ublk_device = attach::ublk_number(canonical_device(arguments.device)).has_value();
   if (arguments.via == "netblk" || arguments.via == "fuse") {
     if (!netblk_uri)
-      return make_error(EINVAL, "{}: only netblk:// can be attached --via {}; this needs --via nbd", source.text, arguments.via);
+      return make_error(EINVAL, "{}: only netblk:// can be attached --via {}; this needs --via nbd or ublk", source.text, arguments.via);
     if (arguments.via == "netblk" && !driver_is_loaded())
       return make_error(ENODEV, "--via netblk: the driver is not loaded (no /sys/bus/netblk); insmod net_block_driver.ko, "
                                 "or use --via fuse");
     return arguments.via == "netblk" ? Way::kNetblk : Way::kFuse;
   }
+  if (arguments.via == "ublk" || (arguments.via == "auto" && !arguments.device.empty() && ublk_device)) return Way::kUblk;
   if (arguments.via == "nbd" || !netblk_uri || (!arguments.device.empty() && nbd_device)) return Way::kNbd;
   const bool loaded = driver_is_loaded();
   note(loaded ? "via netblk: the driver is loaded" : "via fuse: the driver is not loaded (no /sys/bus/netblk)");
@@ -74,9 +78,12 @@ Status name_is_of(const std::string& name, const std::string& server) {
 Result<std::optional<uint32_t>> number_of(const std::string& device, Way way) {
   if (device.empty()) return std::optional<uint32_t>();
   const std::string node = canonical_device(device);
-  if (way == Way::kFuse) return make_error(EINVAL, "--device: a loop device cannot be chosen (--via netblk or nbd)");
-  const auto number = way == Way::kNetblk ? driver_number(node) : attach::nbd_number(node);
+  if (way == Way::kFuse) return make_error(EINVAL, "--device: a loop device cannot be chosen (--via netblk, nbd or ublk)");
+  const auto number = way == Way::kNetblk ? driver_number(node)
+                      : way == Way::kUblk ? attach::ublk_number(node)
+                                          : attach::nbd_number(node);
   if (number) return number;
+  if (way == Way::kUblk) return make_error(EINVAL, "--device {}: the disks of the kernel's ublk are ublkb0, ublkb1, ...", device);
   if (way == Way::kNbd) return make_error(EINVAL, "--device {}: the disks of the kernel's nbd are nbd0, nbd1, ...", device);
   return make_error(EINVAL, "--device {}: the driver's disks are netblk, netblk-1, ... netblk-1023", device);
 }
@@ -136,6 +143,9 @@ int run_attach(const AttachArguments& arguments) {
     case Way::kNbd:
       node = nbd_attach(source, {.number = number.value(), .disk = options});
       break;
+    case Way::kUblk:
+      node = ublk_attach(source, {.number = number.value(), .disk = options});
+      break;
   }
   if (!node && source.is_netblk() && !size_bytes &&
       (node.error().code == ECONNREFUSED || node.error().code == ETIMEDOUT))
@@ -157,7 +167,11 @@ int run_detach(const std::string& device, bool force) {
   const std::string node = node_of_words(device);
   const auto number = driver_number(node);
   const auto nbd = attach::nbd_number(node);
-  const auto done = number ? driver_detach(*number, force) : nbd ? nbd_detach(*nbd, force) : fuse_detach(node, force);
+  const auto ublk = attach::ublk_number(node);
+  const auto done = number ? driver_detach(*number, force)
+                    : nbd  ? nbd_detach(*nbd, force)
+                    : ublk ? ublk_detach(*ublk, force)
+                           : fuse_detach(node, force);
   if (!done) return fail(kFailed, done.error().message);
   if (!done.value()) note(fmt::format("{} is not attached", node));
   return 0;
@@ -167,7 +181,8 @@ int run_reset(const std::string& device) {
   const std::string node = node_of_words(device);
   const auto number = driver_number(node);
   const auto nbd = attach::nbd_number(node);
-  const Status done = number ? driver_reset(*number) : nbd ? nbd_reset(*nbd) : fuse_reset(node);
+  const auto ublk = attach::ublk_number(node);
+  const Status done = number ? driver_reset(*number) : nbd ? nbd_reset(*nbd) : ublk ? ublk_reset(*ublk) : fuse_reset(node);
   if (done) return 0;
   if (done.error().code != EINVAL) return fail(kFailed, done.error().message);
   note(done.error().message);
@@ -176,6 +191,7 @@ int run_reset(const std::string& device) {
 
 int run_status(const std::string& device, bool json) {
   nbd_mend();
+  ublk_mend();
   std::vector<StatusRow> rows = status_rows();
   if (!device.empty()) {
     const std::string wanted = node_of_words(device);

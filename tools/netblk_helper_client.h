@@ -3,6 +3,7 @@
 #pragma once
 
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <string>
 
 #include "client/open_auto.h"
@@ -19,6 +20,10 @@ class HelperClient {
   void close() { client_ = {}; }
 
   block::Device& device() { return client_.device(); }
+  // What is in force; nothing: the server speaks netblk/1.
+  std::optional<client::Session2Info> info2() const {
+    return client_.netblk2 ? std::optional(client_.netblk2->info()) : std::nullopt;
+  }
   io::Loop& loop() { return client_.netblk2 ? client_.netblk2->loop() : client_.netblk1->loop(); }
 
   // For `netblk status`.

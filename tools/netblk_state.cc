@@ -114,7 +114,13 @@ Status write_record(const Record& record) {
                      {"given_timeout_ms", record.nbd.given_timeout_ms},
                      {"connections", record.nbd.connections},
                      {"flags", record.nbd.flags},
-                     {"shared", record.nbd.shared}};
+                     {"shared", record.nbd.shared},
+                     {"ublk_number", record.ublk.number},
+                     {"ublk_mark", record.ublk.mark},
+                     {"store_uuid", record.ublk.store_uuid},
+                     {"generation", record.ublk.generation},
+                     {"lost", record.ublk.lost},
+                     {"lost_why", record.ublk.lost_why}};
   const std::string path = record.directory + "/state.json";
   const std::string next = path + ".new";
   {
@@ -148,6 +154,12 @@ std::vector<Record> read_records() {
       record.nbd.connections = text.value("connections", 1u);
       record.nbd.flags = text.value("flags", uint16_t{0});
       record.nbd.shared = text.value("shared", false);
+      record.ublk.number = text.value("ublk_number", int64_t{-1});
+      record.ublk.mark = text.value("ublk_mark", uint64_t{0});
+      record.ublk.store_uuid = text.value("store_uuid", "");
+      record.ublk.generation = text.value("generation", uint64_t{0});
+      record.ublk.lost = text.value("lost", false);
+      record.ublk.lost_why = text.value("lost_why", "");
     } catch (const json::exception&) {
       continue;  // not ours
     }

@@ -7,6 +7,7 @@
 //                             JSON, "reset" takes note of a loss ("ok", or "nothing" when there was none), "look" has
 //                             it look whether its disk is still there
 //                 mnt/disk    the FUSE file under the loop device (by way of fuse)
+//                 told        what the users of the disk were told (by way of ublk)
 //                 log         the helper's log
 #pragma once
 
@@ -28,19 +29,31 @@ struct NbdRecord {
   bool shared = false;
 };
 
+// A disk of the kernel's ublk waits for its helper's successor, who has to know which contents its users have seen.
+struct UblkRecord {
+  int64_t number = -1;     // of /dev/ublkbN; -1: none yet
+  uint64_t mark = 0;       // that the kernel keeps for us
+  std::string store_uuid;  // empty: the source does not tell
+  uint64_t generation = 0;
+  bool lost = false;  // acknowledged writes may be gone
+  std::string lost_why;
+};
+
 struct Record {
   std::string directory;  // "/run/netblk/0"
-  std::string way;        // "fuse", "nbd"
+  std::string way;        // "fuse", "nbd", "ublk"
   std::string device;     // "/dev/loop3"; empty while the helper is still at it
   std::string server;     // "netblk://127.0.0.1:10809", or a STORE of this machine
   uint64_t size_bytes = 0;
   bool read_only = false;
   int64_t pid = 0;
-  NbdRecord nbd;  // by way of nbd
+  NbdRecord nbd;    // by way of nbd; of ublk, all but flags
+  UblkRecord ublk;  // by way of ublk
 
   std::string mount_directory() const { return directory + "/mnt"; }
   std::string disk_file() const { return directory + "/mnt/disk"; }
   std::string log_file() const { return directory + "/log"; }
+  std::string told_file() const { return directory + "/told"; }
   std::string control_socket() const { return directory + "/control"; }
 };
 

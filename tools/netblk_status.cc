@@ -11,6 +11,7 @@
 #include "base/limits.h"
 #include "base/parse.h"
 #include "netblk_attach_nbd.h"
+#include "netblk_attach_ublk.h"
 #include "netblk_driver.h"
 #include "netblk_names.h"
 #include "netblk_state.h"
@@ -61,6 +62,8 @@ StatusRow helper_row(const Record& record) {
     row.protocol = "nbd";
     ask_kernel(record, row);
   }
+  const bool ublk = record.way == "ublk";
+  if (ublk) ask_kernel(record, row);
   if (is_alive(record)) {
     ask_live(record, row);
   } else if (nbd) {
@@ -69,6 +72,11 @@ StatusRow helper_row(const Record& record) {
                            "same `netblk attach`, starts another"
                          : "it is disconnected, and its helper has died: `netblk detach` forgets it";
   }
+  if (ublk && row.state == "dead")
+    row.last_error = ublk_is_there(record)
+                         ? "its helper has died, so requests wait: `netblk status` as root, or the same `netblk attach`, starts "
+                           "another; `netblk detach --force` gives the disk up"
+                         : "it is stopped, and its helper has died: `netblk detach` forgets it";
   row.uses = uses_of(record.device);
   row.name = name_of_node(record.device);
   return row;

@@ -10,7 +10,7 @@ namespace netblk::tools {
 
 struct StatusRow {
   std::string device;
-  std::string way;    // "netblk" (the driver), "nbd" or "fuse"
+  std::string way;    // "netblk" (the driver), "nbd", "ublk" or "fuse"
   std::string state;  // as in DESIGN 5, and "dead": the helper process has gone
   std::string server;
   std::string protocol{};  // "1", "2", "nbd"; empty: not known

@@ -1,0 +1,450 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "netblk_helper_ublk.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <thread>
+#include <utility>
+
+#include "attach/ublk/ublk_disk.h"
+#include "base/limits.h"
+#include "base/log.h"
+#include "base/parse.h"
+#include "io/uring/uring_backend.h"
+#include "netblk_helper_ublk_source.h"
+#include "netblk_helper_ublk_told.h"
+#include "netblk_names.h"
+#include "netblk_state.h"
+
+namespace netblk::tools {
+namespace {
+
+using nlohmann::json;
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+
+constexpr uint32_t kDepth = 128;
+// For each request there is memory, locked.
+constexpr uint32_t kMaxIoBytes = 256u << 10;
+// Between two looks at what may change by itself: size, generation, loss.
+constexpr int kLookPeriodMs = 1000;
+constexpr milliseconds kPause{20};
+// Until the kernel has finished with the helper before: Linux 6.1 looks every 5 s whether it lives.
+constexpr milliseconds kRecoveryWithin{60'000};
+
+class UblkHelper {
+ public:
+  UblkHelper(const NbdSource& source, const UblkOptions& options) : source_text_(source), options_(options) {}
+  UblkHelper(const UblkHelper&) = delete;
+  UblkHelper& operator=(const UblkHelper&) = delete;
+  ~UblkHelper();
+
+  Status attach();
+  Status take_over(const Record& orphan);
+  void serve();
+  void withdraw();
+  const std::string& device() const { return record_.device; }
+
+ private:
+  Status become();
+  Status open_source();
+  Status add();
+  Status begin();
+  Status same_disk();
+  Status judge_loss();
+  Status recover();
+  Status serve_queue(const attach::UblkInfo& info);
+  void set_lost(std::string why);
+  void look();
+  void look_at_size();
+  bool release_on_signal();
+  std::string reset();
+  json live_state();
+  void end();
+  uint32_t number() const { return static_cast<uint32_t>(record_.ublk.number); }
+
+  const NbdSource source_text_;
+  const UblkOptions options_;
+  Record record_;
+  bool added_ = false;   // the kernel has a disk that is ours to take away
+  uint64_t shown_bytes_ = 0;  // as large as the kernel shows it
+  std::string size_note_;
+  io::UniqueFd lock_, signals_, ended_;
+  std::optional<ControlSocket> socket_;
+  std::optional<attach::UblkControl> control_;
+  std::optional<ToldFile> told_;
+  io::SteadyClock clock_;
+  std::unique_ptr<io::Backend> backend_;
+  std::unique_ptr<UblkSource> source_;
+  std::unique_ptr<attach::UblkDisk> disk_;
+};
+
+Status UblkHelper::attach() {
+  auto folder = make_state_folder();
+  if (!folder) return std::move(folder).error();
+  record_.directory = folder.value().directory;
+  lock_ = std::move(folder.value().lock);
+  record_.way = "ublk";
+  record_.server = source_text_.text;
+  record_.read_only = options_.disk.read_only;
+  record_.nbd.given_size_bytes = options_.disk.size_bytes;
+  record_.nbd.given_timeout_ms = options_.disk.timeout_given ? options_.disk.timeout_ms : 0;
+  record_.nbd.connections = options_.disk.connections;
+  record_.nbd.shared = options_.disk.shared;
+  Status done = become();
+  if (done) done = open_source();
+  if (done) done = add();
+  if (done) done = begin();
+  return done;
+}
+
+Status UblkHelper::take_over(const Record& orphan) {
+  auto lock = take_over_folder(orphan);
+  if (!lock) return std::move(lock).error();
+  lock_ = std::move(lock).value();
+  record_ = orphan;
+  Status done = become();
+  if (done) done = open_source();
+  if (done) done = same_disk();
+  if (done) done = judge_loss();
+  if (done) done = recover();
+  // The disk stays as it was, and so does its record.
+  if (!done) record_.directory.clear();
+  return done;
+}
+
+Status UblkHelper::become() {
+  record_.pid = ::getpid();
+  Status done = log_to(record_.log_file());
+  if (done) done = write_record(record_);
+  if (!done) return done;
+  become_io_path();
+  // A store in memory is as large as it likes, and gives pages back.
+  if (source_text_.survives_helper()) lock_memory();
+  auto signals = catch_signals();
+  if (!signals) return std::move(signals).error();
+  signals_ = std::move(signals).value();
+  ended_ = io::UniqueFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!ended_.valid()) return make_error(errno, "cannot make a descriptor: {}", errno_text(errno));
+  auto socket = ControlSocket::open(record_.control_socket());
+  if (!socket) return std::move(socket).error();
+  socket_.emplace(std::move(socket).value());
+  auto control = attach::UblkControl::open();
+  if (!control) return std::move(control).error();
+  control_.emplace(std::move(control).value());
+  auto told = ToldFile::open(record_.told_file());
+  if (!told) return std::move(told).error();
+  told_.emplace(std::move(told).value());
+  return Ok{};
+}
+
+Status UblkHelper::open_source() {
+  auto backend = io::make_uring_backend();
+  if (!backend) return std::move(backend).error();
+  backend_ = std::move(backend).value();
+  auto source = open_ublk_source(*backend_, clock_, source_text_, options_.disk);
+  if (!source) return std::move(source).error();
+  source_ = std::move(source).value();
+  return Ok{};
+}
+
+// Takes a number. The record names it before the kernel knows it, so that none is left behind by a sudden end.
+Status UblkHelper::add() {
+  const Id random = random_id();
+  std::memcpy(&record_.ublk.mark, random.bytes.data(), sizeof record_.ublk.mark);
+  const attach::UblkSetup setup{.depth = kDepth,
+                                .max_io_bytes = kMaxIoBytes,
+                                .recovers = source_text_.survives_helper(),
+                                .mark = record_.ublk.mark};
+  for (uint32_t next = options_.number.value_or(0);; ++next) {
+    if (!options_.number && ::access(fmt::format("/sys/class/ublk-char/ublkc{}", next).c_str(), F_OK) == 0) continue;
+    record_.ublk.number = next;
+    Status done = write_record(record_);
+    if (!done) return done;
+    done = control_->add(next, setup);
+    if (done) break;
+    if (done.error().code != EEXIST) return done;
+    if (options_.number)
+      return make_error(EBUSY, "{} is in use: detach it, or leave --device out", attach::ublk_node(next));
+  }
+  added_ = true;
+  return Ok{};
+}
+
+Status UblkHelper::begin() {
+  auto info = control_->info(number());
+  if (!info) return std::move(info).error();
+  attach::UblkTraits traits = source_->traits();
+  traits.max_io_bytes = info.value().max_io_bytes;
+  traits.read_only = traits.read_only || options_.disk.read_only;
+  record_.size_bytes = shown_bytes_ = traits.size_bytes;
+  if (const auto generation = source_->generation()) {
+    record_.ublk.store_uuid = id_text(generation->uuid);
+    record_.ublk.generation = generation->counter;
+  }
+  Status done = control_->set_traits(number(), traits);
+  if (done) done = serve_queue(info.value());
+  if (done) done = control_->start(number());
+  if (!done) return done;
+  record_.device = attach::ublk_node(number());
+  return write_record(record_);
+}
+
+Status UblkHelper::serve_queue(const attach::UblkInfo& info) {
+  auto disk = attach::UblkDisk::serve(source_->device(), source_->loop(),
+                                      {.number = number(),
+                                       .depth = info.depth,
+                                       .max_io_bytes = info.max_io_bytes,
+                                       .encoded = control_->encoded(),
+                                       .told = &told_->told()},
+                                      [fd = ended_.get()] {
+                                        const uint64_t one = 1;
+                                        (void)!::write(fd, &one, sizeof one);
+                                      });
+  if (!disk) return std::move(disk).error();
+  disk_ = std::move(disk).value();
+  if (record_.ublk.lost) disk_->set_lost(true);
+  return Ok{};
+}
+
+// Whether the source is still what the users of the disk know.
+Status UblkHelper::same_disk() {
+  const attach::UblkTraits traits = source_->traits();
+  shown_bytes_ = record_.size_bytes;
+  if (traits.size_bytes < record_.size_bytes)
+    return make_error(EIO, "{} has {} bytes now, and had {}; detach {} and attach it anew", record_.server, traits.size_bytes,
+                      record_.size_bytes, record_.device);
+  const auto logical = parse_unsigned(
+      read_text(fmt::format("/sys/block/ublkb{}/queue/logical_block_size", number())), 1, limits::kMaxRequestBytes);
+  if (logical && *logical < traits.logical_bytes)
+    return make_error(EIO, "{} has blocks of {} bytes now, and had {}; detach {} and attach it anew", record_.server,
+                      traits.logical_bytes, *logical, record_.device);
+  if (traits.read_only && !record_.read_only)
+    return make_error(EROFS, "{} is read-only now; detach {} and attach it anew", record_.server, record_.device);
+  return Ok{};
+}
+
+// DESIGN, law 3: what the users of the disk were told of before, they were told by a process that has gone.
+Status UblkHelper::judge_loss() {
+  const uint64_t unflushed = told_->unflushed();
+  const auto generation = source_->generation();
+  if (!generation) {
+    if (unflushed != 0 && source_->traits().volatile_cache && source_text_.is_nbd())
+      set_lost(fmt::format("a helper died with {} acknowledged changes that were not flushed: NBD does not tell whether the "
+                           "server still has them", unflushed));
+    return Ok{};
+  }
+  if (id_text(generation->uuid) != record_.ublk.store_uuid)
+    return make_error(EIO, "{} is another store now ({}, was {}); detach {} and attach it anew", record_.server,
+                      id_text(generation->uuid), record_.ublk.store_uuid, record_.device);
+  if (generation->counter != record_.ublk.generation && unflushed != 0)
+    set_lost(fmt::format("the server lost its memory of up to {} acknowledged changes (generation {}, was {})", unflushed,
+                         generation->counter, record_.ublk.generation));
+  record_.ublk.generation = generation->counter;
+  return write_record(record_);
+}
+
+void UblkHelper::set_lost(std::string why) {
+  log_error("{}: LOST: {}; flushes end with EIO until the loss is acknowledged", record_.device, why);
+  record_.ublk.lost = true;
+  record_.ublk.lost_why = std::move(why);
+}
+
+Status UblkHelper::recover() {
+  const auto end = steady_clock::now() + kRecoveryWithin;
+  for (;;) {
+    Status begun = control_->begin_recovery(number());
+    if (begun) break;
+    auto info = control_->info(number());
+    if (!info) return std::move(info).error();
+    // A helper that died between the two halves of a recovery leaves its first half done.
+    if (begun.error().code == EINVAL && info.value().state == attach::UblkState::kQuiesced) break;
+    if (begun.error().code != EBUSY || steady_clock::now() >= end) return begun;
+    std::this_thread::sleep_for(kPause);
+  }
+  auto info = control_->info(number());
+  if (!info) return std::move(info).error();
+  Status done = serve_queue(info.value());
+  if (done) done = control_->end_recovery(number());
+  if (!done) return done;
+  added_ = true;
+  return Ok{};
+}
+
+// The kernel gives the queue back; nobody holds the character device; the number is free again.
+void UblkHelper::end() {
+  if (disk_) {
+    pollfd ended{ended_.get(), POLLIN, 0};
+    while (::poll(&ended, 1, -1) < 0) {
+    }
+    disk_.reset();
+  }
+  if (!std::exchange(added_, false)) return;
+  for (;;) {
+    Status removed = remove_ublk_disk(*control_, number(), 200);
+    if (removed || removed.error().code == ENODEV) return;
+    pollfd signalled{signals_.get(), POLLIN, 0};
+    if (removed.error().code == EBUSY && ::poll(&signalled, 1, 0) == 0) continue;
+    log_warning("{}; `netblk status` removes it later", removed.error().message);
+    record_.directory.clear();
+    return;
+  }
+}
+
+void UblkHelper::withdraw() {
+  if (!added_ || !control_) return;
+  Status stopped = control_->stop(number());
+  if (stopped) return end();
+  // Not stopped, it waits for another helper; without its mark in the kernel it would be nobody's.
+  log_error("{}", stopped.error().message);
+  ::_exit(1);
+}
+
+UblkHelper::~UblkHelper() {
+  withdraw();
+  // A recovery that failed half-way: only the end of this process gives the queue back.
+  if (disk_) ::_exit(1);
+  source_.reset();
+  if (!record_.directory.empty()) (void)remove_leftovers(record_);
+}
+
+// Signals end a disk that nobody uses. One in use stays: a shutdown that signals every process first must not cost
+// the file system on it.
+bool UblkHelper::release_on_signal() {
+  signalfd_siginfo info{};
+  (void)!::read(signals_.get(), &info, sizeof info);
+  if (!uses_of(record_.device).empty() || is_in_use(record_.device)) {
+    log_warning("signal {}: {} is in use, so it stays; unmount it, then `netblk detach {}`", info.ssi_signo,
+                record_.device, record_.device);
+    return false;
+  }
+  log_info("signal {}: detaching {}", info.ssi_signo, record_.device);
+  if (Status written = write_back(record_.device); !written) log_warning("{}", written.error().message);
+  return true;
+}
+
+void UblkHelper::look_at_size() {
+  source_->refresh();
+  const uint64_t size_bytes = source_->device().size_bytes();
+  if (size_bytes == shown_bytes_) return;
+  Status resized = control_->resize(number(), size_bytes);
+  if (resized) {
+    log_info("{} has {} bytes now, and had {}", record_.device, size_bytes, shown_bytes_);
+    record_.size_bytes = shown_bytes_ = size_bytes;
+    size_note_.clear();
+    (void)write_record(record_);
+    return;
+  }
+  std::string text = fmt::format("{} has {} bytes now, and {} shows {}: {}", record_.server, size_bytes, record_.device,
+                                 shown_bytes_, resized.error().message);
+  if (text != size_note_) log_warning("{}", text);
+  size_note_ = std::move(text);
+}
+
+// What a successor has to know is written down.
+void UblkHelper::look() {
+  look_at_size();
+  const json live = source_->live_state();
+  UblkRecord now = record_.ublk;
+  if (live.value("lost", false) && !now.lost) {
+    now.lost = true;
+    now.lost_why = live.value("lost_why", "");
+    if (disk_) disk_->set_lost(true);
+  }
+  if (const auto generation = source_->generation()) now.generation = generation->counter;
+  if (now.lost == record_.ublk.lost && now.generation == record_.ublk.generation) return;
+  record_.ublk = now;
+  (void)write_record(record_);
+}
+
+std::string UblkHelper::reset() {
+  look();
+  const std::string answer = source_->reset_lost(record_.device);
+  if (!record_.ublk.lost) return answer;
+  told_->forget();
+  record_.ublk.lost = false;
+  record_.ublk.lost_why.clear();
+  (void)write_record(record_);
+  disk_->set_lost(false);
+  if (answer == "nothing") log_warning("{}: the owner has taken note of the loss", record_.device);
+  return "ok";
+}
+
+json UblkHelper::live_state() {
+  json live = source_->live_state();
+  live["size_bytes"] = shown_bytes_;
+  // The kernel counts what its users had, from all helpers.
+  live.erase("read_bytes");
+  live.erase("write_bytes");
+  if (record_.ublk.lost) {
+    live["lost"] = true;
+    live["lost_why"] = record_.ublk.lost_why;
+  }
+  if (!size_note_.empty() && live.value("last_error", "").empty()) live["last_error"] = size_note_;
+  return live;
+}
+
+void UblkHelper::serve() {
+  std::array<pollfd, 3> watched = {pollfd{signals_.get(), POLLIN, 0}, pollfd{ended_.get(), POLLIN, 0},
+                                   pollfd{socket_->fd(), POLLIN, 0}};
+  for (;;) {
+    const int ready = ::poll(watched.data(), watched.size(), kLookPeriodMs);
+    if (ready < 0) continue;
+    if (ready == 0) {
+      look();
+      continue;
+    }
+    if ((watched[1].revents & POLLIN) != 0) {
+      log_info("{} is detached", record_.device);
+      break;
+    }
+    if ((watched[0].revents & POLLIN) != 0 && release_on_signal()) break;
+    if ((watched[2].revents & POLLIN) != 0)
+      socket_->answer([this](const std::string& word) {
+        if (word == "reset") return reset();
+        return live_state().dump(-1, ' ', false, json::error_handler_t::replace);
+      });
+  }
+  withdraw();
+  forget_names_of(record_.device);
+}
+
+}  // namespace
+
+Status remove_ublk_disk(attach::UblkControl& control, uint32_t number, uint64_t timeout_ms) {
+  const auto end = steady_clock::now() + milliseconds(timeout_ms);
+  for (;;) {
+    auto held = control.is_held(number);
+    if (!held) return std::move(held).error();
+    if (!held.value()) return control.remove(number);
+    if (steady_clock::now() >= end)
+      return make_error(EBUSY, "{} is stopped, but still open somewhere: it goes at the last close", attach::ublk_node(number));
+    std::this_thread::sleep_for(kPause);
+  }
+}
+
+int run_ublk_helper(const NbdSource& source, const UblkOptions& options, const Record* orphan, HelperParent& parent) {
+  UblkHelper helper(source, options);
+  Status begun = orphan != nullptr ? helper.take_over(*orphan) : helper.attach();
+  if (!begun) {
+    parent.failed(begun.error());
+    return 1;
+  }
+  if (!parent.started(helper.device()) && orphan == nullptr) return 1;  // nobody waits for the disk any more
+  log_info("{} is {}", helper.device(), source.text);
+  helper.serve();
+  return 0;
+}
+
+}  // namespace netblk::tools
