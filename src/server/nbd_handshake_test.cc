@@ -323,6 +323,7 @@ coro::Task<void> no_way_back(NbdTest& t) {
   for (const auto& [type, wanted] : {std::pair<uint32_t, uint32_t>{NBD_OPT_STRUCTURED_REPLY, NBD_REP_ACK},
                                      {NBD_OPT_STRUCTURED_REPLY, NBD_REP_ACK},
                                      {NBD_OPT_EXTENDED_HEADERS, NBD_REP_ACK},
+                                     {NBD_OPT_EXTENDED_HEADERS, NBD_REP_ERR_INVALID},
                                      {NBD_OPT_STRUCTURED_REPLY, NBD_REP_ERR_EXT_HEADER_REQD}}) {
     peer.say(option(type));
     const uint32_t heard = co_await peer.verdict(type);

@@ -265,8 +265,6 @@ NbdSession::Refusal NbdSession::refusal_of(const NbdRequest& request, uint64_t p
     return {NBD_EINVAL, "a flag that the command does not take"};
   if (modifies(request.type) && geometry_.read_only) return {NBD_EPERM, "the export is read-only"};
   if (request.type == NBD_CMD_TRIM && !geometry_.can_trim) return {NBD_EINVAL, "the export takes no TRIM"};
-  if (request.type == NBD_CMD_WRITE && payload_bytes != request.length)
-    return {NBD_EINVAL, "a WRITE without NBD_CMD_FLAG_PAYLOAD_LEN"};
   if (request.type == NBD_CMD_BLOCK_STATUS && !allocation_)
     return {NBD_EINVAL, "no context was selected for this export"};
   if (payload_bytes > max_payload_bytes_) return {NBD_EINVAL, "more data than the largest payload"};

@@ -126,6 +126,11 @@ coro::Task<void> extended_headers(NbdTest& t) {
   EXPECT_TRUE(chunk.last && chunk.payload.empty());
   EXPECT_EQ(chunk.cookie, 1u);
   EXPECT_EQ(chunk.offset, 4096u);
+  // QEMU's client does not say by a flag that a WRITE has data.
+  peer.say(extended(NBD_CMD_WRITE, 0, 5, 4096, 4096).add(data));
+  chunk = co_await peer.chunk(true);
+  EXPECT_EQ(chunk.type, NBD_REPLY_TYPE_NONE);
+  EXPECT_EQ(chunk.cookie, 5u);
   peer.say(extended(NBD_CMD_READ, 0, 2, 5000, 7));
   chunk = co_await peer.chunk(true);
   EXPECT_EQ(chunk.type, NBD_REPLY_TYPE_OFFSET_DATA);
@@ -407,8 +412,7 @@ coro::Task<void> bad_extended(NbdTest& t) {
   Peer peer(t);
   co_await peer.go(NbdHeaders::kExtended, true);
   const std::pair<Wire, uint32_t> cases[] = {
-      // A WRITE says that it has a payload; others have none.
-      {extended(NBD_CMD_WRITE, 0, 1, 0, 512), NBD_EINVAL},
+      // Only a WRITE has a payload, which is dropped.
       {extended(NBD_CMD_READ, NBD_CMD_FLAG_PAYLOAD_LEN, 1, 0, 512).fill(512, 1), NBD_EINVAL},
       {extended(NBD_CMD_TRIM, NBD_CMD_FLAG_PAYLOAD_LEN, 1, 0, 8).u64(512), NBD_EINVAL},
       {extended(99, NBD_CMD_FLAG_PAYLOAD_LEN, 1, 0, 100'000).fill(100'000, 1), NBD_EINVAL},

@@ -322,10 +322,12 @@ def test_abort(t):
 
 @test
 def test_abort_with_data(t):
-    """The data is ignored."""
-    c = start(t).connect()
-    check_eq(c.option(nbd.OPT_ABORT, b"goodbye"), [], "ABORT with data")
-    ends(c, "ABORT with data")
+    """The data is ignored, however much of it there is."""
+    s = start(t)
+    for data in (b"goodbye", bytes(4096), *((bytes(16385), bytes(MIB), bytes(3 * MIB)) if not nbd_target.PEER else ())):
+        c = s.connect()
+        check_eq(c.option(nbd.OPT_ABORT, data), [], f"ABORT with {len(data)} bytes")
+        ends(c, f"ABORT with {len(data)} bytes")
 
 
 @test
@@ -471,10 +473,7 @@ def test_extended_headers_are_not_undone(t):
     c = start(t).connect()
     c.extended()
     refused(nbd.ERR_EXT_HEADER_REQD, c.option, nbd.OPT_STRUCTURED)
-    try:
-        c.extended()
-    except nbd.OptionError as e:
-        check_eq(e.code, nbd.ERR_INVALID, "extended headers again")
+    refused(nbd.ERR_INVALID, c.extended)
     in_step(c)
 
 

@@ -29,10 +29,11 @@ inline uint32_t nbd_request_size(NbdHeaders headers) {
 // Of nbd_request_size() bytes. Null, or why the connection must close: nothing but the magic number is looked at.
 const char* decode_nbd_request(const std::byte* from, NbdHeaders headers, NbdRequest& request);
 
-// What follows the header.
+// What follows the header. A WRITE "always sends a payload": with extended headers it is to say so by a flag, which QEMU's
+// client (8.2 and later) leaves out, and QEMU's server and libnbd do not miss.
 inline uint64_t nbd_payload_bytes(const NbdRequest& request, NbdHeaders headers) {
-  const bool carries = headers == NbdHeaders::kExtended ? (request.flags & NBD_CMD_FLAG_PAYLOAD_LEN) != 0
-                                                        : request.type == NBD_CMD_WRITE;
+  const bool carries = request.type == NBD_CMD_WRITE || (headers == NbdHeaders::kExtended &&
+                                                         (request.flags & NBD_CMD_FLAG_PAYLOAD_LEN) != 0);
   return carries ? request.length : 0;
 }
 
