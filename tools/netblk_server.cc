@@ -42,6 +42,7 @@ struct Arguments {
   std::string state_dir;
   std::string trace;
   std::string io = "auto";
+  std::string busy_poll;
   unsigned threads = 0;
   bool stdio = false;
   server::Settings settings;
@@ -216,6 +217,12 @@ int run(int argc, char** argv) {
   app.add_option("--threads", arguments.threads, "Threads that serve connections. Default: one for each CPU")
       ->check(CLI::Range(1u, limits::kMaxLoops))
       ->type_name("N");
+  CLI::Option* const busy_poll =
+      app.add_option("--busy-poll", arguments.busy_poll,
+                     "Microseconds for which a thread looks for the next request before it sleeps: quick answers for one "
+                     "processor's time. 0 to 10000; 50 without a number. Default: 0")
+          ->type_name("[MICROSECONDS]")
+          ->expected(0, 1);
   app.add_flag("--stdio", arguments.stdio, "Serve one NBD client on the standard input and output, and end with it");
   const auto count = [&app](const char* name, std::optional<uint32_t>& value, const char* text) {
     app.add_option(name, value, text)->check(CLI::Range(1u, limits::kMaxConnections))->type_name("N");
@@ -243,6 +250,14 @@ int run(int argc, char** argv) {
     return fail(kMalformed, std::string(error.what()) + "; see netblk_server --help");
   }
   if (trace->count() > 0 && arguments.trace.empty()) arguments.trace = "-";
+  if (busy_poll->count() > 0) {
+    const auto microseconds = arguments.busy_poll.empty() ? limits::kBusyPollUs
+                                                          : parse_unsigned(arguments.busy_poll, 0, limits::kMaxBusyPollUs);
+    if (!microseconds)
+      return fail(kMalformed, fmt::format("bad --busy-poll '{}': use microseconds, 0 to {}", arguments.busy_poll,
+                                          limits::kMaxBusyPollUs));
+    arguments.settings.busy_poll_us = static_cast<uint32_t>(*microseconds);
+  }
 
   auto inherited = inherited_listens();
   if (!inherited) return fail(kFailed, inherited.error().message);

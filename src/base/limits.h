@@ -96,6 +96,10 @@ inline constexpr uint32_t kNbdOperations = 512;
 inline constexpr uint32_t kMaxNbdExtents = 8192;
 inline constexpr uint32_t kNbdReadExtents = 16;
 
+// Microseconds for which a loop looks for more before it waits, if it is told to without a number, and at most.
+inline constexpr uint32_t kBusyPollUs = 50;
+inline constexpr uint32_t kMaxBusyPollUs = 10'000;
+
 // The largest buffer of a request's data.
 inline constexpr uint32_t kMaxBufferBytes = kMaxNbdPayloadBytes;
 

@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "io/loop.h"
 
+#include <sched.h>
+#include <sys/prctl.h>
 #include <time.h>
 
+#include <algorithm>
 #include <thread>
+#include <utility>
 
 #include "base/check.h"
 #include "coro/scope.h"
@@ -15,13 +19,17 @@ namespace {
 // both belong into one submission; a chain that feeds itself must not starve the others.
 constexpr int kRoundsPerPoll = 8;
 
-}  // namespace
-
-uint64_t SteadyClock::now_ms() const {
+uint64_t steady_now_ns() {
   timespec now;
   ::clock_gettime(CLOCK_MONOTONIC, &now);
-  return static_cast<uint64_t>(now.tv_sec) * 1000 + static_cast<uint64_t>(now.tv_nsec) / 1'000'000;
+  return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
 }
+
+}  // namespace
+
+uint64_t SteadyClock::now_ms() const { return steady_now_ns() / 1'000'000; }
+
+Loop::Loop(const Clock& clock) : clock_(clock), pacing_(&steady_now_ns) {}
 
 Timer::~Timer() {
   cancel();
@@ -86,6 +94,35 @@ int64_t Loop::fire_timers() {
   return static_cast<int64_t>((*timers_.begin())->at_ms_ - now);
 }
 
+// True: there is work. Timers alone are no traffic: a loop that nobody talks to looks once in vain, and then waits.
+bool Loop::poll_busily(int64_t timeout_ms) {
+  if (busy_poll_us_ == 0 || !in_traffic_) return false;
+  uint64_t window_us = busy_poll_us_;
+  if (timeout_ms >= 0) window_us = std::min(window_us, static_cast<uint64_t>(timeout_ms) * 1000);
+  const uint64_t end_ns = steady_now_ns() + window_us * 1000;
+  poll(0);
+  while (ready_.empty() && posted_.load(std::memory_order_relaxed) == nullptr) {
+    if (has_news()) poll(0);
+    if (!ready_.empty()) break;
+    if (steady_now_ns() >= end_ns) {
+      in_traffic_ = false;
+      ++vain_looks_;
+      return false;
+    }
+    // Who is to send the next request may be waiting for this processor.
+    ::sched_yield();
+  }
+  return true;
+}
+
+// Nothing is handed to the kernel before: who sends meanwhile finds nobody to wake.
+void Loop::rest() {
+  // A thread's timers come 50 us late unless it says that it minds.
+  if (rests_++ == 0) (void)::prctl(PR_SET_TIMERSLACK, 1);
+  const timespec pause{.tv_sec = 0, .tv_nsec = Pacing::kRestUs * 1000};
+  ::nanosleep(&pause, nullptr);
+}
+
 coro::Task<void> Loop::run_and_stop(Loop& loop, coro::Task<void> main) {
   co_await std::move(main);
   loop.stopped_ = true;
@@ -107,12 +144,17 @@ void Loop::run(coro::Task<void> main) {
     int64_t timeout_ms = fire_timers();
     if (!ready_.empty()) {
       timeout_ms = 0;
+    } else if (poll_busily(timeout_ms)) {
+      continue;
     } else {
+      if (may_rest_ && busy_poll_us_ == 0 && pacing_.should_rest(std::exchange(requests_, 0))) rest();
       sleeping_.store(true, std::memory_order_seq_cst);
       if (posted_.load(std::memory_order_seq_cst) != nullptr) timeout_ms = 0;
     }
+    const bool was_idle = ready_.empty();
     poll(timeout_ms);
     sleeping_.store(false, std::memory_order_relaxed);
+    if (was_idle) in_traffic_ = !ready_.empty();
   }
   leave();
   while (posters_.load(std::memory_order_acquire) != 0) std::this_thread::yield();

@@ -19,6 +19,7 @@
 #include "io/clock.h"
 #include "io/fd.h"
 #include "io/file.h"
+#include "io/pacing.h"
 #include "io/stream.h"
 
 namespace netblk::io {
@@ -48,7 +49,7 @@ using coro::Posted;
 
 class Loop : public coro::Mailbox {
  public:
-  explicit Loop(const Clock& clock) : clock_(clock) {}
+  explicit Loop(const Clock& clock);
   Loop(const Loop&) = delete;
   Loop& operator=(const Loop&) = delete;
   virtual ~Loop() = default;
@@ -60,6 +61,19 @@ class Loop : public coro::Mailbox {
 
   const Clock& clock() const { return clock_; }
   uint64_t now_ms() const { return clock_.now_ms(); }
+
+  // Before the loop waits for the kernel it looks again and again for so long, if the last look brought something: what
+  // comes meanwhile costs no wake-up. 0, as it begins: never. Before run(), or on the loop's thread.
+  void set_busy_poll_us(uint32_t microseconds) { busy_poll_us_ = microseconds; }
+  // How often it has looked for nothing, and went to wait; for tests.
+  uint64_t vain_looks() const { return vain_looks_; }
+
+  // From now on the loop may rest for some microseconds (pacing.h) while requests of one client after another are counted.
+  // Before run(), or on the loop's thread. Not while it polls busily.
+  void allow_rests() { may_rest_ = true; }
+  void count_request() { ++requests_; }
+  uint64_t rests() const { return rests_; }
+
   // Which round of ready work this is: what came in one receive runs in one round. Loop's thread only.
   uint64_t round() const { return rounds_; }
 
@@ -74,6 +88,8 @@ class Loop : public coro::Mailbox {
   // Hands started operations to the kernel, waits for at least one completion, a wake() or the time (timeout_ms < 0:
   // no limit; 0: do not wait), and queues every completion that is there before any of them runs.
   virtual void poll(int64_t timeout_ms) = 0;
+  // Without a system call: whether poll(0) may find something. An operation that was started has been handed over.
+  virtual bool has_news() const { return true; }
   // Thread-safe: ends a poll that waits, or the next one.
   virtual void wake() = 0;
   // Called on the loop's thread before the first poll and after the last.
@@ -85,6 +101,8 @@ class Loop : public coro::Mailbox {
   static coro::Task<void> run_and_stop(Loop& loop, coro::Task<void> main);
   void take_posted();
   int64_t fire_timers();
+  bool poll_busily(int64_t timeout_ms);
+  void rest();
 
   const Clock& clock_;
   coro::ReadyQueue ready_;
@@ -101,6 +119,13 @@ class Loop : public coro::Mailbox {
   std::atomic<unsigned> posters_{0};  // threads inside post()
   bool stopped_ = false;
   uint64_t rounds_ = 0;
+  uint32_t busy_poll_us_ = 0;
+  bool in_traffic_ = false;  // the last poll brought something
+  uint64_t vain_looks_ = 0;
+  bool may_rest_ = false;
+  uint64_t requests_ = 0;  // since pacing_ was asked
+  uint64_t rests_ = 0;
+  Pacing pacing_;
 };
 
 // The loop behind a mailbox. Rooms without I/O know a loop as its mailbox; every mailbox of this process is a loop.

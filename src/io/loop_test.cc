@@ -3,6 +3,7 @@
 #include "io/loop.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <array>
 #include <atomic>
@@ -10,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/limits.h"
 #include "coro/event.h"
 #include "io/backends_test.h"
 
@@ -68,6 +70,108 @@ TEST_P(LoopTest, MayBeMadeOnOneThreadAndRunOnAnother) {
   const std::thread::id expected = other.get_id();
   other.join();
   EXPECT_EQ(id, expected);
+}
+
+// --- Busy polling, and rests ---------------------------------------------------------------------------------------
+
+// Sends a byte for each that comes, until the end.
+void echo(int fd) {
+  char byte;
+  while (::read(fd, &byte, 1) == 1)
+    if (::write(fd, &byte, 1) != 1) return;
+}
+
+coro::Task<void> ask(Loop& loop, Stream& stream, int times, int counted) {
+  std::byte byte{1};
+  for (int i = 0; i < times; ++i) {
+    const std::array<iovec, 1> part{{{&byte, 1}}};
+    const int32_t sent = co_await io::send(stream, part);
+    EXPECT_EQ(sent, 1);
+    const int32_t got = co_await io::recv(stream, {&byte, 1});
+    EXPECT_EQ(got, 1);
+    for (int j = 0; j < counted; ++j) loop.count_request();
+  }
+}
+
+coro::Task<void> ask_and_pause(Loop& loop, Stream& stream, uint64_t& looks_before, uint64_t& looks_after) {
+  co_await ask(loop, stream, 100, 0);
+  looks_before = loop.vain_looks();
+  for (int i = 0; i < 10; ++i) {
+    SleepUntil pause(loop, loop.now_ms() + 2);
+    co_await pause;
+  }
+  looks_after = loop.vain_looks();
+}
+
+TEST_P(LoopTest, ABusyLoopWithoutTrafficLooksOnceMoreAndThenWaits) {
+  test::FdPair ends = test::tcp_pair();
+  std::thread peer([&] { echo(ends.peer.get()); });
+  {
+    const auto stream = loop().make_stream(std::move(ends.ours));
+    uint64_t before = 0;
+    uint64_t after = 0;
+    loop().set_busy_poll_us(300);
+    run(ask_and_pause(loop(), *stream, before, after));
+    EXPECT_GE(after, before);
+    EXPECT_LE(after, before + 1);
+    loop().set_busy_poll_us(0);
+    run(ask_and_pause(loop(), *stream, before, after));
+    EXPECT_EQ(after, before);
+  }
+  peer.join();
+}
+
+struct Counted : Posted {
+  explicit Counted(std::atomic<int>& to)
+      : Posted([](coro::Runnable& self) { ++static_cast<Counted&>(static_cast<Posted&>(self)).count; }), count(to) {}
+  std::atomic<int>& count;
+};
+
+coro::Task<void> wait_for(Loop& loop, const std::atomic<int>& count, int wanted) {
+  while (count.load() < wanted) {
+    SleepUntil pause(loop, loop.now_ms() + 1);
+    co_await pause;
+  }
+}
+
+TEST_P(LoopTest, ABusyLoopHearsWhatIsPosted) {
+  test::FdPair ends = test::tcp_pair();
+  std::thread peer([&] { echo(ends.peer.get()); });
+  std::atomic<int> count{0};
+  std::array<std::optional<Counted>, 200> messages;
+  {
+    const auto stream = loop().make_stream(std::move(ends.ours));
+    loop().set_busy_poll_us(limits::kMaxBusyPollUs);
+    std::thread poster([&] {
+      for (auto& message : messages) {
+        loop().post(message.emplace(count));
+        std::this_thread::yield();
+      }
+    });
+    run(ask(loop(), *stream, 50, 0));
+    run(wait_for(loop(), count, 200));
+    poster.join();
+  }
+  peer.join();
+  EXPECT_EQ(count, 200);
+}
+
+TEST_P(LoopTest, RestsOnlyWhereTheyAreAllowedAndLosesNothing) {
+  test::FdPair ends = test::tcp_pair();
+  std::thread peer([&] { echo(ends.peer.get()); });
+  {
+    const auto stream = loop().make_stream(std::move(ends.ours));
+    run(ask(loop(), *stream, 500, 10));
+    EXPECT_EQ(loop().rests(), 0u);
+    loop().allow_rests();
+    loop().set_busy_poll_us(1);
+    run(ask(loop(), *stream, 500, 10));
+    EXPECT_EQ(loop().rests(), 0u);
+    loop().set_busy_poll_us(0);
+    run(ask(loop(), *stream, 500, 10));
+    EXPECT_GT(loop().rests(), 0u);
+  }
+  peer.join();
 }
 
 TEST_P(LoopTest, SaysWhatServesIt) {

@@ -200,7 +200,8 @@ Settings Settings::over(const Settings& other) const {
           .max_connections_per_address = first(max_connections_per_address, other.max_connections_per_address),
           .handshake_timeout_ms = first(handshake_timeout_ms, other.handshake_timeout_ms),
           .request_timeout_ms = first(request_timeout_ms, other.request_timeout_ms),
-          .send_timeout_ms = first(send_timeout_ms, other.send_timeout_ms)};
+          .send_timeout_ms = first(send_timeout_ms, other.send_timeout_ms),
+          .busy_poll_us = first(busy_poll_us, other.busy_poll_us)};
 }
 
 std::vector<std::string> listen_uris(const Config& config) {

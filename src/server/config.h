@@ -83,6 +83,7 @@ struct Settings {
   std::optional<uint64_t> handshake_timeout_ms;
   std::optional<uint64_t> request_timeout_ms;
   std::optional<uint64_t> send_timeout_ms;
+  std::optional<uint32_t> busy_poll_us;
 
   // These, and where they are silent `other`'s.
   Settings over(const Settings& other) const;
@@ -103,6 +104,7 @@ struct Config {
 //   handshake-timeout = 10
 //   request-timeout = 30
 //   send-timeout = 30
+//   busy-poll = 50
 //   [export.NAME]
 //   store = "file:/srv/a.img?size=10G"
 //   ro = true

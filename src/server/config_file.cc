@@ -157,10 +157,15 @@ Result<Config> parse_config(std::string_view text, const std::string& path) {
         return at(path, value.source(), "{} takes seconds, from {} to {}", key.str(), limits::kMinTimeoutSeconds,
                   limits::kMaxTimeoutSeconds);
       *timeout_ms = static_cast<uint64_t>(*seconds * 1000);
+    } else if (key == "busy-poll") {
+      const auto* number = value.as_integer();
+      if (number == nullptr || number->get() < 0 || number->get() > limits::kMaxBusyPollUs)
+        return at(path, value.source(), "busy-poll takes microseconds, from 0 to {}", limits::kMaxBusyPollUs);
+      config.settings.busy_poll_us = static_cast<uint32_t>(number->get());
     } else {
       return at(path, key.source(),
                 "unknown key '{}'; known are listen, state-dir, max-connections, max-connections-per-address, "
-                "handshake-timeout, request-timeout, send-timeout and [export.NAME]",
+                "handshake-timeout, request-timeout, send-timeout, busy-poll and [export.NAME]",
                 key.str());
     }
   }

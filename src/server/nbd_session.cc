@@ -156,6 +156,7 @@ coro::Task<void> NbdSession::read_loop() {
         co_return;
       }
       ++requests_;
+      link_.context().loop.count_request();
       const uint64_t payload_bytes = proto::nbd_payload_bytes(request, headers_);
       if (payload_bytes > (headers_ == NbdHeaders::kExtended ? max_payload_bytes_ : limits::kMaxNbdPayloadBytes)) {
         close(fmt::format("{} with {} bytes of data", proto::nbd_command_text(request.type), payload_bytes));

@@ -85,6 +85,8 @@ Status Server::open(const Config& config) {
   for (unsigned i = 0; i < options_.threads; ++i) {
     auto loop = backend_.make_loop(clock_);
     if (!loop) return std::move(loop).error();
+    loop.value()->set_busy_poll_us(busy_poll_us_);
+    loop.value()->allow_rests();
     shards_.push_back(std::make_unique<Shard>(std::move(loop).value(), shared_, timeouts_));
   }
   for (Bound& bound : bound_) {
@@ -105,7 +107,11 @@ void Server::apply(const Settings& of_config) {
   timeouts_ = {now.request_timeout_ms.value_or(limits::kRequestTimeoutMs),
                now.send_timeout_ms.value_or(limits::kSendStallTimeoutMs),
                now.handshake_timeout_ms.value_or(limits::kHandshakeTimeoutMs)};
-  for (const auto& shard : shards_) shard->set_timeouts(timeouts_);
+  busy_poll_us_ = now.busy_poll_us.value_or(0);
+  for (const auto& shard : shards_) {
+    shard->set_timeouts(timeouts_);
+    shard->set_busy_poll_us(busy_poll_us_);
+  }
 }
 
 std::string Server::where(const Bound& bound) const {

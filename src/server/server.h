@@ -104,6 +104,7 @@ class Server {
   RefusalLog refusals_;
   ShardContext shared_;
   Timeouts timeouts_;
+  uint32_t busy_poll_us_ = 0;
   std::vector<std::unique_ptr<Shard>> shards_;
   io::UniqueFd only_;
   std::atomic<uint32_t> shards_to_drain_{0};

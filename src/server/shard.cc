@@ -65,6 +65,10 @@ void Shard::set_timeouts(const Timeouts& timeouts) {
   });
 }
 
+void Shard::set_busy_poll_us(uint32_t microseconds) {
+  order([microseconds](Shard& shard) { shard.loop_->set_busy_poll_us(microseconds); });
+}
+
 void Shard::drain() {
   order([](Shard& shard) {
     shard.draining_ = true;

@@ -50,6 +50,9 @@ class Shard {
   // Thread-safe: for what begins from now on.
   void set_timeouts(const Timeouts& timeouts);
 
+  // Thread-safe: see io::Loop::set_busy_poll_us().
+  void set_busy_poll_us(uint32_t microseconds);
+
   // Thread-safe: every connection stops reading, answers what it accepted and closes; new ones are closed at once.
   void drain();
 

@@ -395,7 +395,9 @@ def test_settings_of_the_file(t):
     for bad, word in (("max-connections = 0", "max-connections"), ("max-connections = \"x\"", "max-connections"),
                       ("max-connections-per-address = 99999", "max-connections-per-address"),
                       ("handshake-timeout = 0", "handshake-timeout"), ("handshake-timeout = nan", "handshake-timeout"),
-                      ("send-timeout = -1", "send-timeout"), ("request-timeout = 1e9", "request-timeout")):
+                      ("send-timeout = -1", "send-timeout"), ("request-timeout = 1e9", "request-timeout"),
+                      ("busy-poll = -1", "busy-poll"), ("busy-poll = 10001", "busy-poll"), ("busy-poll = 0.5", "busy-poll"),
+                      ("busy-poll = true", "busy-poll")):
         write(bad)
         code, _, err = run_cli(["--config", path])
         check(code == 1 and f"{path}:2" in err and word in err, f"{bad}: {code}, {err!r}")
@@ -425,6 +427,45 @@ def test_settings_of_the_file(t):
     except (nbd.Closed, OSError):
         pass
     s.stop()
+
+
+@test
+def test_busy_poll(t):
+    """--busy-poll: what it takes, that it serves, and that a server without traffic sleeps though connections are open."""
+    for bad in ("-1", "10001", "x", "1e3", "0x10", "50us"):
+        code, _, err = run_cli(["--export", "disk=mem:1M", f"--busy-poll={bad}"])
+        check(code == 2 and "--busy-poll" in err and "10000" in err, f"--busy-poll={bad}: {code}, {err!r}")
+    path = t.tmp / "netblk.toml"
+
+    def used(pid):
+        """Seconds of processor that all its threads had."""
+        return time.clock_gettime((~pid << 3) | 2)
+
+    def sleeps(pid):
+        before = used(pid)
+        time.sleep(0.5)
+        return used(pid) - before < 0.1
+    for how in (["--busy-poll"], ["--busy-poll", "10000"], ["--busy-poll=0"], ["--config", path]):
+        port = free_port()
+        path.write_text(f'listen = "nbd://127.0.0.1:{port}"\nbusy-poll = 10000\n[export.disk]\nstore = "mem:1M"\n')
+        if how[0] != "--config":
+            how = ["--export", "disk=mem:1M", "--listen", f"nbd://127.0.0.1:{port}", *how]
+        s = serverproc.Server(t, how, [port])
+        clients = [nbd.Client(("127.0.0.1", port)) for _ in range(3)]
+        for c in clients:
+            c.go("disk")
+            for i in range(200):
+                c.write(i * 4096, bytes([i]) * 4096)
+                check_eq(c.read(i * 4096, 4096), bytes([i]) * 4096, f"{how}: block {i}")
+        suite.wait_until(lambda pid=s.pid: sleeps(pid), 30, f"{how}: a server without traffic sleeps")
+        if how[0] == "--config":
+            path.write_text(path.read_text().replace("10000", "0"))
+            s.signal(signal.SIGHUP)
+            s.wait_log("serves 1 export")
+        for c in clients:
+            check_eq(c.read(4096, 512), b"\x01" * 512, f"{how}: after it slept")
+            c.close()
+        s.stop()
 
 
 @test

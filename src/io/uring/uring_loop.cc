@@ -23,9 +23,10 @@ struct SetupTry {
 // Best first. A ring starts disabled where its only submitter is fixed: loops are made on one thread and run on
 // another, and the submitter is the thread that enables it.
 constexpr std::array kSetupTries = {
-    SetupTry{IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_R_DISABLED | IORING_SETUP_SUBMIT_ALL,
+    SetupTry{IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG |
+                 IORING_SETUP_R_DISABLED | IORING_SETUP_SUBMIT_ALL,
              "single_issuer, defer_taskrun"},
-    SetupTry{IORING_SETUP_COOP_TASKRUN | IORING_SETUP_SUBMIT_ALL, "coop_taskrun"},
+    SetupTry{IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SUBMIT_ALL, "coop_taskrun"},
     SetupTry{0, "plain"},
 };
 
@@ -129,6 +130,12 @@ void UringLoop::poll(int64_t timeout_ms) {
   NETBLK_CHECK(status >= 0 || status == -ETIME || status == -EINTR || status == -EAGAIN || status == -EBUSY,
                "waiting on io_uring failed");
   reap();
+}
+
+// Completions, and what the kernel can make into some only when it is asked.
+bool UringLoop::has_news() const {
+  return io_uring_cq_ready(&ring_) != 0 ||
+         (IO_URING_READ_ONCE(*ring_.sq.kflags) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) != 0;
 }
 
 void UringLoop::wake() {

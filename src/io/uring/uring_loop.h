@@ -31,6 +31,7 @@ class UringLoop final : public Loop {
 
  protected:
   void poll(int64_t timeout_ms) override;
+  bool has_news() const override;
   void wake() override;
   void enter() override;
   void leave() override;
