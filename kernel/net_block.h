@@ -333,6 +333,7 @@ struct netblk_conn {
 
 	/* netblk/2, receiving: headers not yet looked at, and a READ's data */
 	struct netblk_cmd *rx_cmd;
+	u32 rx_crc; /* of the data of rx_cmd that have come */
 	unsigned int rx_have; /* bytes in rx_buf */
 	bool rx_early; /* its request is not wholly sent; netblk_queue.lock */
 	union {
@@ -582,6 +583,7 @@ void netblk_config_work(struct work_struct *work);
 void netblk_crc_init(void);
 void netblk_crc_exit(void);
 u32 netblk_crc32c(const void *data, size_t length);
+u32 netblk_crc32c_advance(u32 before, struct netblk_cursor *c, size_t bytes);
 u32 netblk_crc32c_cursor(const struct netblk_cursor *c);
 
 /* net_block_sysfs_session.c */

@@ -149,18 +149,25 @@ static void netblk2_end(struct netblk_conn *nc, struct netblk_cmd *cmd,
 	netblk_end_cmd(cmd, netblk2_status(status));
 }
 
-/* All the data of rx_cmd is in its pages. */
-static int netblk2_end_read(struct netblk_conn *nc)
+/*
+ * @bytes of the data of rx_cmd are in its pages, where its cursor is. They are
+ * summed now, while they are in the processor's cache, and not when all came.
+ */
+static int netblk2_took(struct netblk_conn *nc, size_t bytes)
 {
 	struct netblk_cmd *cmd = nc->rx_cmd;
 
+	if (nc->welcome.crc32c)
+		nc->rx_crc = netblk_crc32c_advance(nc->rx_crc, &cmd->data,
+						   bytes);
+	else
+		netblk_cursor_advance(&cmd->data, bytes);
+	if (cmd->data.left)
+		return 0;
 	nc->rx_cmd = NULL;
-	if (nc->welcome.crc32c) {
-		netblk_cmd_rewind_data(cmd);
-		if (netblk_crc32c_cursor(&cmd->data) != cmd->payload_crc) {
-			nc->why = "the checksum of a READ's data is wrong";
-			return -EBADMSG;
-		}
+	if (nc->welcome.crc32c && nc->rx_crc != cmd->payload_crc) {
+		nc->why = "the checksum of a READ's data is wrong";
+		return -EBADMSG;
 	}
 	netblk2_end(nc, cmd, NETBLK2_OK);
 	return 0;
@@ -254,19 +261,22 @@ static int netblk2_reply(struct netblk_conn *nc,
 		return 0;
 	}
 	cmd->payload_crc = be32_to_cpu(reply->payload_crc);
+	nc->rx_crc = 0;
 	nc->rx_cmd = cmd;
 	return 0;
 }
 
-static void netblk2_copy_in(struct netblk_cursor *c, const u8 *from,
+static void netblk2_copy_in(const struct netblk_cursor *c, const u8 *from,
 			    size_t bytes)
 {
+	struct netblk_cursor at = *c;
+
 	while (bytes) {
-		struct bio_vec bv = netblk_cursor_page(c);
+		struct bio_vec bv = netblk_cursor_page(&at);
 
 		bv.bv_len = min_t(size_t, bv.bv_len, bytes);
 		memcpy_to_bvec(&bv, from);
-		netblk_cursor_advance(c, bv.bv_len);
+		netblk_cursor_advance(&at, bv.bv_len);
 		from += bv.bv_len;
 		bytes -= bv.bv_len;
 	}
@@ -289,8 +299,7 @@ static int netblk2_parse(struct netblk_conn *nc)
 			netblk2_copy_in(&nc->rx_cmd->data, nc->rx_buf + at,
 					step);
 			at += step;
-			if (!nc->rx_cmd->data.left)
-				err = netblk2_end_read(nc);
+			err = netblk2_took(nc, step);
 			continue;
 		}
 		if (have < NETBLK2_REPLY_SIZE)
@@ -352,10 +361,8 @@ static int netblk2_rx_done(struct netblk_conn *nc, size_t bytes)
 	if (cmd) {
 		size_t step = min_t(size_t, bytes, cmd->data.left);
 
-		netblk_cursor_advance(&cmd->data, step);
 		bytes -= step;
-		if (!cmd->data.left)
-			err = netblk2_end_read(nc);
+		err = netblk2_took(nc, step);
 	}
 	nc->rx_have += bytes;
 	return err ? err : netblk2_parse(nc);
