@@ -132,10 +132,13 @@ SessionTable::PresenceList SessionTable::fading_before(const Session& session) c
   return list;
 }
 
-// The client will tell its user that the session is over: by then nothing of it may reach the store any more.
-SessionTable::Claim SessionTable::refuse_stale(const Id& session_id, std::string text) const {
+// The client will tell its user that the session is over. By then nothing of it may reach the store any more; and if another
+// one has taken its place, the store's record says so. Scenario: a takeover fences the owner, and the server dies before the
+// record is durable. After its restart the old owner still owns: had it been told, nobody would.
+SessionTable::Claim SessionTable::refuse_stale(const proto::Hello2& hello, std::string text) const {
   Claim claim = refuse(NETBLK2_ESTALE, std::move(text));
-  claim.to_end = fading_of(session_id);
+  claim.to_end = fading_of(hello.session_id);
+  claim.owners_changed = durable_.has(hello.client_id, hello.session_id) && owners_ != durable_;
   return claim;
 }
 
@@ -151,7 +154,7 @@ SessionTable::Claim SessionTable::decide(const proto::Hello2& hello, Presence& w
   // Scenario: the export is another store by now. What the client believes to be on it is not.
   const Id uuid = device_.generation().uuid;
   if (!hello.store_uuid.is_zero() && hello.store_uuid != uuid)
-    return refuse_stale(hello.session_id, fmt::format("export '{}' is another store now: {}, was {}", name_,
+    return refuse_stale(hello, fmt::format("export '{}' is another store now: {}, was {}", name_,
                                                       id_text(uuid), id_text(hello.store_uuid)));
 
   const auto known = sessions_.find(hello.session_id);
@@ -161,7 +164,7 @@ SessionTable::Claim SessionTable::decide(const proto::Hello2& hello, Presence& w
     return join(known->second, hello);
   }
   if (was_fenced(hello.session_id))
-    return refuse_stale(hello.session_id, "the session is over: another one has taken its place");
+    return refuse_stale(hello, "the session is over: another one has taken its place");
   // Scenario: a client's first hello is answered, and the answer is lost. The client asks again, with the same session
   // id: what has begun meanwhile is the same session, and nothing of it is fenced by its own second hello.
   if (hello.flags & NETBLK2_HELLO_BEGIN) return begin(hello);
@@ -169,7 +172,7 @@ SessionTable::Claim SessionTable::decide(const proto::Hello2& hello, Presence& w
   // record knows who owns.
   const bool writes = (hello.flags & NETBLK2_HELLO_WRITE) != 0 && !device_.geometry().read_only;
   if (writes && !owners_.has(hello.client_id, hello.session_id))
-    return refuse(NETBLK2_ESTALE, "the session is over: the store knows it no more");
+    return refuse_stale(hello, "the session is over: the store knows it no more");
   // Scenario: the server crashed. The ledger is lost; what the client has no answer to, it sends again, and it is applied
   // again. Whether writes were lost too is told by the generation, which the client compares.
   Claim claim = make_session(hello, writes, NETBLK2_WELCOME_ADOPTED);
@@ -334,6 +337,24 @@ coro::Task<Status> SessionTable::write_owners(io::Loop& loop) {
   co_return kept;
 }
 
+// What a claim has to wait for before it is answered; an OK, or a refusal for good, gives way to a reason to try again.
+coro::Task<void> SessionTable::settle(io::Loop& loop, Claim& claim) {
+  Admission& answer = claim.answer;
+  const bool ended = co_await all_ended(loop, claim.to_end);
+  if (!ended) {
+    // Never proceed: what is still on its way could land after the new session's writes.
+    answer.status = NETBLK2_EAGAIN;
+    answer.text = "requests of the connection or session before this one have not ended yet: try again";
+  } else if (claim.owners_changed) {
+    const Status kept = co_await write_owners(loop);
+    if (!kept) {
+      answer.status = NETBLK2_EIO;
+      answer.text = fmt::format("the ownership of export '{}' cannot be made durable: {}", name_, kept.error().message);
+      log_error("{}", answer.text);
+    }
+  }
+}
+
 // ---- the way in and out
 
 coro::Task<Admission> SessionTable::admit(const proto::Hello2& hello, std::shared_ptr<Presence> who) {
@@ -351,29 +372,16 @@ coro::Task<Admission> SessionTable::admit(const proto::Hello2& hello, std::share
   const std::shared_ptr<Session> session = answer.session;
   io::Loop& loop = who->loop_;
 
-  const bool ended = co_await all_ended(loop, claim.to_end);
-  if (!ended) {
-    // Never proceed: what is still on its way could land after the new session's writes.
-    answer.status = NETBLK2_EAGAIN;
-    answer.text = "requests of the connection or session before this one have not ended yet: try again";
-  } else if (claim.owners_changed) {
-    const Status kept = co_await write_owners(loop);
-    if (!kept) {
-      answer.status = NETBLK2_EIO;
-      answer.text = fmt::format("the ownership of export '{}' cannot be made durable: {}", name_, kept.error().message);
-      log_error("{}", answer.text);
-    }
-  }
+  co_await settle(loop, claim);
   if (session == nullptr) co_return std::move(answer);
 
-  PresenceList left;
+  Claim stale;
   {
     const std::lock_guard lock(mutex_);
     Session::Place& place = session->places[hello.connection];
     if (session->over) {
-      answer.status = NETBLK2_ESTALE;
-      answer.text = "the session is over: another one has come meanwhile";
-      left = fading_of(session->id);
+      stale = refuse_stale(hello, "the session is over: another one has come meanwhile");
+      answer = stale.answer;
     } else if (place.epoch != hello.epoch) {
       answer.status = NETBLK2_EAGAIN;
       answer.text = "a newer connection has come meanwhile";
@@ -387,10 +395,10 @@ coro::Task<Admission> SessionTable::admit(const proto::Hello2& hello, std::share
     }
     answer.session = nullptr;
     if (!session->granted && !session->over && !session->writes) sessions_.erase(session->id);
+    if (answer.status != NETBLK2_ESTALE) co_return std::move(answer);
   }
-  const bool all = co_await all_ended(loop, left);
-  if (!all) answer.status = NETBLK2_EAGAIN;
-  co_return std::move(answer);
+  co_await settle(loop, stale);
+  co_return std::move(stale.answer);
 }
 
 void SessionTable::leave(Presence& who) {

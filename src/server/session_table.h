@@ -111,7 +111,7 @@ class SessionTable {
   Claim begin(const proto::Hello2& hello);
   Claim make_session(const proto::Hello2& hello, bool writes, uint16_t flag);
   static Claim refuse(uint32_t status, std::string text);
-  Claim refuse_stale(const Id& session_id, std::string text) const;
+  Claim refuse_stale(const proto::Hello2& hello, std::string text) const;
   PresenceList fading_of(const Id& session_id) const;
   PresenceList fading_before(const Session& session) const;
   bool was_fenced(const Id& session_id) const;
@@ -121,6 +121,7 @@ class SessionTable {
   bool make_room_for_owner();
   coro::Task<bool> all_ended(io::Loop& loop, const PresenceList& list);
   coro::Task<Status> write_owners(io::Loop& loop);
+  coro::Task<void> settle(io::Loop& loop, Claim& claim);
 
   block::Device& device_;
   const std::string name_;

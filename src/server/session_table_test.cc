@@ -363,6 +363,44 @@ TEST_P(SessionTableTest, StaleIsSaidAfterTheFence) {
   run(scenario(*this, first, old));
 }
 
+// A takeover whose record never reaches the disk has not happened: after a restart the old owner is the owner. So it is told
+// to try again until the record no longer names it.
+TEST_P(SessionTableTest, StaleIsSaidWhenTheRecordNamesTheNewOwner) {
+  const Hello2 first = writer(1);
+  Peer& owner = ask(first);
+  Hello2 second = writer(2);
+  second.flags |= NETBLK2_HELLO_TAKEOVER;
+  device_.failing = true;
+  EXPECT_EQ(ask_fencing(second, owner).status(), NETBLK2_EIO);
+  EXPECT_EQ(ask(resume(first, owner, 2)).status(), NETBLK2_EIO);
+  // the server's process dies here: nobody has taken the disk over
+  const std::vector<std::byte> before = device_.record;
+  device_.failing = false;
+  start();
+  Peer& back = ask(resume(first, owner, 3));
+  EXPECT_EQ(back.status(), NETBLK2_OK);
+  EXPECT_EQ(back.got.flags, NETBLK2_WELCOME_ADOPTED);
+  EXPECT_EQ(device_.record, before);
+}
+
+// The other way round: who is told that it is over stays out, also when it asked before the new owner was let in.
+TEST_P(SessionTableTest, WhoIsToldThatItIsOverHasMadeTheNewOwnerDurable) {
+  const Hello2 first = writer(1);
+  Peer& owner = ask(first);
+  Hello2 second = writer(2);
+  second.flags |= NETBLK2_HELLO_TAKEOVER;
+  device_.failing = true;
+  EXPECT_EQ(ask_fencing(second, owner).status(), NETBLK2_EIO);
+  device_.failing = false;
+  EXPECT_EQ(ask(resume(first, owner, 2)).status(), NETBLK2_ESTALE);
+  EXPECT_TRUE(decode_owners(device_.record).value().has(id_of(2), second.session_id));
+  start();
+  EXPECT_EQ(ask(resume(first, owner, 3)).status(), NETBLK2_ESTALE);
+  Hello2 again = second;
+  again.epoch = 2;
+  EXPECT_EQ(ask(again).status(), NETBLK2_OK);
+}
+
 TEST_P(SessionTableTest, ARecordThatCannotBeReadLetsNobodyBackIn) {
   const Hello2 hello = writer(1);
   Peer& owner = ask(hello);

@@ -134,7 +134,11 @@ void Observer::end(Session& session) {
 
 // From here on the server may have fenced what this hello stands against, whether or not it is answered.
 void Observer::hello_read(const proto::Hello2& hello) {
-  if ((hello.flags & (NETBLK2_HELLO_INFO | NETBLK2_HELLO_LIST)) != 0 || sessions_.contains(hello.session_id)) return;
+  if ((hello.flags & (NETBLK2_HELLO_INFO | NETBLK2_HELLO_LIST)) != 0) return;
+  // A first hello that comes again may begin its session a second time, when the server has forgotten that it is over: also
+  // against a newer process of the same client.
+  const auto known = sessions_.find(hello.session_id);
+  if (known != sessions_.end() && (!known->second.over || (hello.flags & NETBLK2_HELLO_BEGIN) == 0)) return;
   const bool writes = (hello.flags & NETBLK2_HELLO_WRITE) != 0;
   const bool takeover = writes && (hello.flags & NETBLK2_HELLO_TAKEOVER) != 0;
   // A client that begins to read only gives up what it owned, and puts no owner in its place.
