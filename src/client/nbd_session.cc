@@ -232,6 +232,8 @@ void NbdSession::failed(NbdLink& link, const Error& error) {
     opened_.set();
     return;
   }
+  // What made an end of it stays the reason, however the other connections end.
+  if (fatal_) return;
   const std::string text = fmt::format("connection {}: {}", link.index, error.message);
   bool repeated = false;
   {
