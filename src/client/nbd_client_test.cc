@@ -85,6 +85,8 @@ TEST_P(NbdClientTest, FuaOfAServerWithoutItIsAFlushBehindAllParts) {
   run(*client, all);
   EXPECT_EQ(all[0]->error, 0);
   EXPECT_EQ(client->status().unflushed, 0u);
+  client.reset();
+  server.settle();
   ASSERT_EQ(disk_.seen.size(), 6u);
   for (size_t i = 0; i < 5; ++i) EXPECT_EQ(disk_.seen[i].type, NBD_CMD_WRITE);
   EXPECT_EQ(disk_.seen[5].type, NBD_CMD_FLUSH);

@@ -163,8 +163,8 @@ Status NbdSession::adopt(NbdLink& link, const NbdExport& found) {
     {
       const std::lock_guard lock(mutex_);
       info_.found.size_bytes = found.size_bytes;
+      if (on_size_) on_size_(found.size_bytes);
     }
-    if (on_size_) on_size_(found.size_bytes);
     if (options_.on_resize) options_.on_resize(found.size_bytes);
   }
   if (std::exchange(link.ever_up, true)) {

@@ -39,8 +39,13 @@ class NbdSession {
   // the loop's thread.
   void submit(block::Request& request);
 
-  // Called on the loop's thread when the size has changed.
-  void watch_size(std::function<void(uint64_t)> on_size) { on_size_ = std::move(on_size); }
+  // Called at once with the size of now, and on the loop's thread with each later one: under the session's lock, so it
+  // only notes it. Thread-safe, so that whoever has opened a session misses none.
+  void watch_size(std::function<void(uint64_t)> on_size) {
+    const std::lock_guard lock(mutex_);
+    on_size_ = std::move(on_size);
+    on_size_(info_.found.size_bytes);
+  }
 
   io::Loop& loop() { return loop_; }
   // Thread-safe.
@@ -120,7 +125,6 @@ class NbdSession {
   io::Dialer& dialer_;
   const NbdOptions options_;
   const Random random_;
-  std::function<void(uint64_t)> on_size_;
 
   NbdSlots slots_;
   std::vector<std::unique_ptr<NbdLink>> links_;
@@ -161,6 +165,7 @@ class NbdSession {
   NbdInfo info_;
   std::string last_error_;
   std::string lost_reason_;
+  std::function<void(uint64_t)> on_size_;
 };
 
 }  // namespace netblk::client

@@ -54,7 +54,6 @@ Result<std::unique_ptr<Netblk2Client>> Netblk2Client::open(io::Backend& backend,
   auto session = std::make_unique<Session2>(owned->loop(), owned->dialer(), sound.value(), kernel_random);
   if (auto opened = owned->open(*session); !opened) return std::move(opened).error();
   const Session2Info info = session->info();
-  // The device is there before anything else can reach the session: a change of the size meanwhile is in `info`, or told.
   auto client = std::unique_ptr<Netblk2Client>(new Netblk2Client(info, std::move(session)));
   client->owned_ = std::move(owned);
   return client;

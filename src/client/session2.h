@@ -50,8 +50,13 @@ class Session2 {
   // The request has its completion in `held`, is inside the device and whole blocks. On the loop's thread.
   void submit(block::Request& request);
 
-  // Called on the loop's thread when the size has changed.
-  void watch_size(std::function<void(uint64_t)> on_size) { on_size_ = std::move(on_size); }
+  // Called at once with the size of now, and on the loop's thread with each later one: under the session's lock, so it
+  // only notes it. Thread-safe, so that whoever has opened a session misses none.
+  void watch_size(std::function<void(uint64_t)> on_size) {
+    const std::lock_guard lock(mutex_);
+    on_size_ = std::move(on_size);
+    on_size_(info_.size_bytes);
+  }
 
   io::Loop& loop() { return loop_; }
   // Thread-safe.
@@ -144,7 +149,6 @@ class Session2 {
   const Options2 options_;
   const Random random_;
   const std::vector<proto::Feature2> offered_;
-  std::function<void(uint64_t)> on_size_;
   proto::Compressor compressor_;
   proto::CompressionLuck luck_;
 
@@ -198,6 +202,7 @@ class Session2 {
   Session2Info info_;
   std::string last_error_;
   std::string lost_reason_;
+  std::function<void(uint64_t)> on_size_;
 };
 
 // While slots end in numbers, queues of them are stale: they are made anew at its end, and only then filled.

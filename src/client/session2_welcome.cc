@@ -279,10 +279,10 @@ void Session2::set_size(uint64_t size_bytes) {
   {
     const std::lock_guard lock(mutex_);
     info_.size_bytes = size_bytes;
+    if (on_size_) on_size_(size_bytes);
   }
   if (before == 0) return;
   log_info("{}: {} bytes now, {} before", options_.name, size_bytes, before);
-  if (on_size_) on_size_(size_bytes);
   if (options_.on_resize) options_.on_resize(size_bytes);
 }
 
