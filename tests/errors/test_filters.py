@@ -324,4 +324,4 @@ def test_trace_on_stdout(t):
 
 
 if __name__ == "__main__":
-    suite.main("filters")
+    sys.exit(suite.main("filters"))

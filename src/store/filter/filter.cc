@@ -50,7 +50,8 @@ class DelayFilter final : public Layer {
     if (delay_ms == 0) return Layer::start(request, std::move(completion));
     // The wait owns itself; it has gone when the request goes on.
     auto* const wait = new Wait(*this, request, std::move(completion));
-    wait->arm(io::loop_of(*request.loop).now_ms() + delay_ms);
+    // Now is cut to whole milliseconds: with the next one for it, the delay is never shorter than what was asked for.
+    wait->arm(io::loop_of(*request.loop).now_ms() + 1 + delay_ms);
   }
 
  private:

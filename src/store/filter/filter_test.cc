@@ -83,6 +83,16 @@ TEST_F(Filter, DelayDelaysEachCommandAndKeepsData) {
   EXPECT_EQ(read(*device, 512, 4096), write.buffer);
 }
 
+// Measured finer than the loop's clock, which is cut to whole milliseconds.
+TEST_F(Filter, ADelayIsNeverShorterThanItsTime) {
+  const auto device = make_delay_filter(memory(), 2);
+  for (int i = 0; i < 50; ++i) {
+    const uint64_t began_ns = io::monotonic_ns();
+    EXPECT_EQ(simple(*device, Command::kRead), 0);
+    EXPECT_GE(io::monotonic_ns() - began_ns, 2'000'000u);
+  }
+}
+
 coro::Task<void> submit_many(io::Loop& loop, Device& device, int& errors) {
   constexpr size_t kCount = 50;
   std::vector<std::unique_ptr<Slot>> slots;
