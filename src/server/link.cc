@@ -310,6 +310,8 @@ coro::Task<bool> Link::send(std::span<iovec> parts) {
       if (taking_.since_ms == 0) taking_ = {now_ms, 0};
       return false;
     });
+    // A ring whose send waits in a thread of the kernel's gives it up when the process is stopped or frozen.
+    if (sent == -EINTR) continue;
     if (sent < 0) {
       abort(fmt::format("send failed: {}", errno_text(-sent)));
       break;
