@@ -13,6 +13,8 @@ import socket
 import struct
 import time
 
+from netblk1 import default_timeout
+
 INIT_MAGIC = 0x4E42444D41474943
 OPTION_MAGIC = 0x49484156454F5054
 OPTION_REPLY_MAGIC = 0x3E889045565A9
@@ -177,7 +179,7 @@ class Stream:
         return out
 
 
-def connect(address, timeout=30, source=None, rcvbuf=None):
+def connect(address, timeout=None, source=None, rcvbuf=None):
     """address: a path, or (host, port)."""
     if isinstance(address, tuple):
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
@@ -185,7 +187,7 @@ def connect(address, timeout=30, source=None, rcvbuf=None):
         family, address = socket.AF_UNIX, os.fspath(address)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        sock.settimeout(timeout)
+        sock.settimeout(timeout or default_timeout())
         if family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if rcvbuf:
@@ -234,13 +236,13 @@ class Request:
 class Client:
     """`go` or `export_name` ends the handshake; before it the options, after it the commands."""
 
-    def __init__(self, address=None, *, fds=None, timeout=30, source=None, rcvbuf=None, greet=True,
+    def __init__(self, address=None, *, fds=None, timeout=None, source=None, rcvbuf=None, greet=True,
                  flags=FIXED_NEWSTYLE | NO_ZEROES, lax=False):
         self.sock = None
         if fds is None:
             self.sock = connect(address, timeout, source, rcvbuf)
             fds = (self.sock.fileno(),) * 2
-        self.stream = Stream(*fds, timeout)
+        self.stream = Stream(*fds, timeout or default_timeout())
         self.fds = fds
         self.lax = lax  # what the text only recommends is not demanded
         self.replies, self.contexts, self.pending, self.done = "simple", {}, {}, {}

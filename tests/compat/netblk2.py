@@ -3,6 +3,7 @@
 
 It shares no code with the project. Blocking sockets; clarity before speed. The server is netblk2_server.py."""
 
+import contextlib
 import ctypes
 import ctypes.util
 import dataclasses
@@ -11,7 +12,7 @@ import socket
 import struct
 import time
 
-from netblk1 import Closed, recv_exact
+from netblk1 import Closed, default_timeout, recv_exact
 
 MAGIC = b"NETBLK/2"
 ID0 = bytes(16)
@@ -375,7 +376,7 @@ class Conn:
 
     def __init__(self, port, host="127.0.0.1", timeout=None, rcvbuf=None):
         self.sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-        self.sock.settimeout(timeout or float(os.environ.get("NETBLK1_TIMEOUT", "30")))
+        self.sock.settimeout(timeout or default_timeout())
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if rcvbuf:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
@@ -405,6 +406,16 @@ class Conn:
             self.sock.sendall(data)
         except (ConnectionResetError, BrokenPipeError) as e:
             raise Closed("reset while sending") from e
+
+    @contextlib.contextmanager
+    def in_one_piece(self):
+        """What is asked within is sent at its end and arrives at once."""
+        parts, self.send = [], lambda data: parts.append(bytes(data))
+        try:
+            yield
+        finally:
+            del self.send
+        self.send(b"".join(parts))
 
     def recv(self, count):
         return recv_exact(self.sock, count)

@@ -19,18 +19,22 @@ _serial = 0
 
 def free_port():
     """A port that bind() grants on every address, below the range from which the
-    kernel takes clients' own ports, so that no client can take it meanwhile."""
+    kernel takes clients' own ports, so that no client can take it meanwhile; nor can another suite that runs beside this
+    one, for as long as the test lasts."""
     for _ in range(1000):
         port = _rng.randrange(11000, 32000)
+        claim = socket.socket(socket.AF_UNIX)
         try:
+            claim.bind(f"\0netblk-test-port-{port}")
             for family, host in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
                 with socket.socket(family, socket.SOCK_STREAM) as s:
                     if family == socket.AF_INET6:
                         s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                     s.bind((host, port))
+            suite.Case.now.defer(claim.close)
             return port
         except OSError:
-            continue
+            claim.close()
     raise RuntimeError("no free port")
 
 
@@ -57,6 +61,12 @@ def status_kib(pid, key):
     raise KeyError(key)
 
 
+def cpu_seconds(pid):
+    """What it has used, in user and kernel mode."""
+    f = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(f[11]) + int(f[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def takes_sigterm(pid):
     """Whether process `pid` has SIGTERM blocked (for a signalfd) or caught."""
     try:
@@ -65,6 +75,21 @@ def takes_sigterm(pid):
         return False
     masks = [int(m, 16) for m in re.findall(r"^Sig(?:Blk|Cgt):\s*([0-9a-f]+)", text, re.M)]
     return any(m >> (signal.SIGTERM - 1) & 1 for m in masks)
+
+
+def unread(port):
+    """Bytes that peers of the TCP port have sent and its process has not yet read, on this machine."""
+    total = 0
+    for family in ("tcp", "tcp6"):
+        try:
+            lines = pathlib.Path(f"/proc/net/{family}").read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for f in (line.split() for line in lines):
+            to, received = (int(x, 16) for x in f[4].split(":"))
+            total += received if int(f[1].rsplit(":", 1)[1], 16) == port else 0
+            total += to if int(f[2].rsplit(":", 1)[1], 16) == port else 0
+    return total
 
 
 class Server:
@@ -117,6 +142,11 @@ class Server:
                                 f"log line with {needle if not callable(needle) else 'what is expected'}; "
                                 f"the log's end: {self.log()[-300:]!r}")
 
+    def wait_read(self):
+        """Until it has read what its clients have sent."""
+        # A listening socket has connections there, which nobody has accepted yet.
+        suite.wait_until(lambda: unread(self.port) == 0, 30, "the server to read what was sent")
+
     def client(self, **kw):
         return netblk1.Client(self.port, **kw)
 
@@ -135,11 +165,16 @@ class Server:
     def signal(self, sig):
         self.proc.send_signal(sig)
 
+    def stopped(self):
+        """By SIGSTOP, with every thread."""
+        states = [path.read_text().rsplit(")", 1)[1].split()[0] for path in pathlib.Path(f"/proc/{self.pid}/task").glob("*/stat")]
+        return all(state == "T" for state in states)
+
     def wait(self, seconds=15):
         try:
-            return self.proc.wait(seconds * suite.TIME_SCALE)
+            return self.proc.wait(suite.bound(seconds))
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"server did not exit within {seconds * suite.TIME_SCALE:g} s") from None
+            raise AssertionError(f"server did not exit within {suite.bound(seconds):g} s") from None
 
     def stop(self, seconds=15):
         """SIGTERM; the exit status must be 0."""
@@ -184,7 +219,7 @@ def run_cli(args, seconds=20, extra=True, env=None, cwd=None):
     """Run the server to its end: (status, stdout, stderr)."""
     command, more = suite.server_command()
     p = subprocess.run([*command, *map(str, args), *(more if extra else [])], stdin=subprocess.DEVNULL,
-                       capture_output=True, text=True, timeout=seconds * suite.TIME_SCALE,
+                       capture_output=True, text=True, timeout=suite.bound(seconds),
                        env={**os.environ, **(env or {})}, cwd=cwd)
     return p.returncode, p.stdout, p.stderr
 
@@ -208,9 +243,10 @@ class Strace:
         return suite.wait_until(ended, 10, "the trace's end").splitlines()
 
 
-def settle(read, bound, seconds=10):
-    """Wait until `read()` is at most `bound`; returns the last value either way."""
-    end = time.monotonic() + seconds * suite.TIME_SCALE
+def settle(read, bound, seconds=None):
+    """Wait until `read()` is at most `bound`; returns the last value either way. `seconds`: of a look at what there is,
+    that waits for nothing in particular."""
+    end = time.monotonic() + (suite.bound(0) if seconds is None else seconds * suite.TIME_SCALE)
     while True:
         value = read()
         if value <= bound or time.monotonic() > end:

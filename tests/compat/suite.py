@@ -9,6 +9,7 @@ and server logs of failures, -l to list.  Environment:
     NETBLK_SERVER_ARGS  further arguments for every server, such as --io epoll
     NETBLK_FULL=1       the stated counts instead of a tenth or less of them
     NETBLK_TIME_SCALE   factor on every bound on waiting (default 3)
+    NETBLK_PATIENCE     the least of those bounds, in seconds before the factor (default 30)
     NETBLK_SEED         seed of the randomised tests
 """
 
@@ -27,6 +28,8 @@ import traceback
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FULL = os.environ.get("NETBLK_FULL", "") not in ("", "0")
 TIME_SCALE = float(os.environ.get("NETBLK_TIME_SCALE", "3"))
+# A machine may stand still for seconds: a bound only ends a wait that is hopeless. Shorter for those who want failures.
+PATIENCE = float(os.environ.get("NETBLK_PATIENCE", "30"))
 SEED = int(os.environ.get("NETBLK_SEED") or random.SystemRandom().randrange(1 << 32))
 
 _tests = []
@@ -43,7 +46,7 @@ class TestTimeout(BaseException):
 def test(fn=None, *, timeout=60):
     """Register a test; `timeout` is in seconds, before NETBLK_TIME_SCALE."""
     def register(f):
-        _tests.append((f.__name__.removeprefix("test_"), f, timeout))
+        _tests.append((f.__name__.removeprefix("test_"), f, max(timeout, 4 * PATIENCE)))
         return f
     return register(fn) if fn else register
 
@@ -68,16 +71,34 @@ def check_eq(got, want, what):
     raise AssertionError(f"{what}: got {got!r}, wanted {want!r}")
 
 
+def bound(seconds):
+    """What ends a hopeless wait, for what takes `seconds` at most where nothing is in the way."""
+    return max(seconds, PATIENCE) * TIME_SCALE
+
+
 def wait_until(cond, seconds, what):
     """Poll until `cond()`; the bound is scaled and only ends a hopeless wait."""
-    end = time.monotonic() + seconds * TIME_SCALE
+    end = time.monotonic() + bound(seconds)
     while True:
         value = cond()
         if value:
             return value
         if time.monotonic() > end:
-            raise AssertionError(f"{what}: not within {seconds * TIME_SCALE:g} s")
+            raise AssertionError(f"{what}: not within {bound(seconds):g} s")
         time.sleep(0.02)
+
+
+def in_time(seconds, attempt):
+    """What `attempt()` gives, which another is allowed to end after `seconds`. One that failed and took that long, as on
+    a machine that stood still, says nothing and is made again."""
+    for _ in range(50):
+        began = time.monotonic()
+        try:
+            return attempt()
+        except Exception:
+            if time.monotonic() - began < seconds:
+                raise
+    raise AssertionError(f"not one of 50 attempts was over within {seconds:g} s")
 
 
 def run_threads(functions):
@@ -101,10 +122,13 @@ def run_threads(functions):
 class Case:
     """What one test may use: a directory of its own, and undo actions run in reverse."""
 
+    now = None  # the one that runs
+
     def __init__(self, name):
         self.name = name
         self.tmp = pathlib.Path(tempfile.mkdtemp(prefix="netblk-test-"))
         self._undo = []
+        Case.now = self
 
     def defer(self, fn):
         self._undo.append(fn)

@@ -278,7 +278,9 @@ def test_default_listeners(t):
     p = subprocess.Popen(["unshare", "-n", "bash", "-c", script, "bash", *command, "--export", "disk=mem:16M", *extra],
                          stdin=subprocess.DEVNULL)
     t.defer(lambda: (p.kill(), p.wait()))
-    want = {("tcp", "0100007F", 10809), ("tcp", "0100007F", 10810)}
+    want = {("tcp", "0100007F", port) for port in (10809, 10810)}
+    if has_ipv6():
+        want |= {("tcp6", "00000000000000000000000001000000", port) for port in (10809, 10810)}
     suite.wait_until(lambda: want <= serverproc.listening(p.pid), 15, f"the default listeners; {log.read_text() if log.exists() else ''}")
     got = serverproc.listening(p.pid)
     check(all(port in (10809, 10810) for _, _, port in got), f"nothing else: {got}")
@@ -286,7 +288,6 @@ def test_default_listeners(t):
     where = ["nsenter", "-t", str(p.pid), "-n"]
     out = subprocess.run([*where, "nbdinfo", "--size", "nbd://127.0.0.1:10810"], capture_output=True, text=True, check=False)
     check_eq(out.stdout.strip(), str(16 * MIB), f"nbdinfo of the default listener {out.stderr}")
-    check(("tcp6", "00000000000000000000000001000000", 10810) in got or not has_ipv6(), f"IPv6 too: {got}")
 
 
 @test
@@ -314,7 +315,7 @@ def test_the_original_form_has_no_nbd(t):
 def served(address):
     """Whether a new connection gets as far as a READ."""
     try:
-        with nbd.Client(address, timeout=10) as c:
+        with nbd.Client(address) as c:
             c.go("disk")
             return c.read(0, 512) == bytes(512)
     except (nbd.Closed, nbd.OptionError, ConnectionError):
@@ -363,8 +364,7 @@ def test_half_open_connections_give_way(t):
     suite.wait_until(lambda: served(s.address), 10, "a real client")
     for k in strangers:
         k.close()
-    time.sleep(0.1)
-    check(served(s.address), "another")
+    suite.wait_until(lambda: served(s.address), 10, "another")
 
 
 @test

@@ -6,6 +6,7 @@ of protocol/netblk.md. What sessions promise is in test_sessions2.py, what is fo
 import contextlib
 import os
 import random
+import select
 import sys
 import time
 
@@ -269,8 +270,9 @@ def test_replies_out_of_order(t):
     """What can be answered at once does not wait for what cannot."""
     s = start(t, delay_ms=1000)
     me, c = session(t, s, features=CRC)
-    slow = me.ask(c, WRITE, 0, offset=0, length=512, data=b"s" * 512)
-    quick = me.ask(c, NOP, 1)
+    with c.in_one_piece():  # else the second may come when the first has been answered
+        slow = me.ask(c, WRITE, 0, offset=0, length=512, data=b"s" * 512)
+        quick = me.ask(c, NOP, 1)
     check_eq([c.reply().cookie, c.reply().cookie], [quick, slow], "the order of the replies")
 
 
@@ -463,34 +465,43 @@ def test_heartbeats_both_ways(t):
     s = start(t)
     me, c = session(t, s, features=[Feature(n2.CRC32C), Feature(n2.HEARTBEATS, 300)])
     period = me.welcome.feature(n2.HEARTBEATS).value / 1000
+
     # We send ours; the server must, and must keep us for longer than three periods.
-    got, end = 0, time.monotonic() + 4.5 * period
-    c.sock.settimeout(period / 3)
-    while time.monotonic() < end:
-        c.heartbeat()
+    def both(c):
+        got = sent = 0
+        pause = 0.0  # the longest between two of ours
+        began = last = time.monotonic()
         try:
-            check_eq(c.message().type, n2.HEARTBEAT, "an unasked message")
-            got += 1
-        except TimeoutError:
-            pass
-    check(2 <= got <= 30, f"{got} heartbeats in four periods and a half")
-    c.sock.settimeout(30)
-    check_eq(me.read(c, 0, 512), bytes(512), "READ")
+            while got < 2 or time.monotonic() < began + 4.5 * period:
+                check(got <= sent + 10 and sent < 45, f"{got} heartbeats in {sent} thirds of a period")
+                c.heartbeat()
+                sent, pause, last = sent + 1, max(pause, time.monotonic() - last), time.monotonic()
+                if select.select([c.sock], [], [], period / 3)[0]:
+                    check_eq(c.message().type, n2.HEARTBEAT, "an unasked message")
+                    got += 1
+            check_eq(me.read(c, 0, 512), bytes(512), "READ")
+        except n2.Closed:
+            pause = max(pause, time.monotonic() - last)
+            check(pause > 2 * period, f"closed after {sent} heartbeats, {pause:.3f} s apart at most")
+            return False  # the machine stood still, and so did we
+        return True
+    while not both(c):
+        c = me.open()
 
 
 @test
 def test_silent_peer_is_gone_and_its_session_stays(t):
     s = start(t)
     me, c = session(t, s, features=[Feature(n2.HEARTBEATS, 200)])
+    started = time.monotonic()
     me.write(c, 0, b"h" * 512)
     before = dict(me.sequences)
-    started = time.monotonic()
     while True:  # the server's heartbeats, then the end
         try:
             check_eq(c.message().type, n2.HEARTBEAT, "an unasked message")
         except n2.Closed:
             break
-        check(time.monotonic() - started < 12, "a peer that was silent for 12 s is kept")
+        check(time.monotonic() - started < suite.bound(0), "a silent peer is kept")
     check(time.monotonic() - started > 0.5, "closed before three periods of silence")
     c = me.open()
     check(not me.welcome.flags & (n2.W_NEW | n2.W_ADOPTED), "the session stayed")
@@ -503,13 +514,7 @@ def test_silent_peer_is_gone_and_its_session_stays(t):
 def test_no_heartbeat_without_the_feature(t):
     s = start(t)
     me, c = session(t, s)
-    c.sock.settimeout(1)
-    try:
-        c.message()
-        raise AssertionError("something came unasked")
-    except TimeoutError:
-        pass
-    c.sock.settimeout(30)
+    check(not select.select([c.sock], [], [], 1)[0], "something came unasked")
     check_eq(me.read(c, 0, 512), bytes(512), "a silent connection without heartbeats is kept")
 
 
@@ -570,8 +575,10 @@ def test_end_of_session(t):
 def test_stop_answers_what_was_accepted(t):
     s = start(t, delay_ms=1500)
     me, c = session(t, s)
-    asked = {me.ask(c, WRITE, slot, offset=slot * 512, length=512, data=b"t" * 512) for slot in range(4)}
-    time.sleep(1)
+    with c.in_one_piece():
+        asked = {me.ask(c, WRITE, slot, offset=slot * 512, length=512, data=b"t" * 512) for slot in range(4)}
+        has_them = me.ask(c, NOP, 4)
+    c.reply(has_them)
     s.signal(15)
     check_eq({c.reply().cookie for _ in range(4)}, asked, "replies during the stop")
     check_eq(c.drain_to_end(), b"", "bytes behind them")

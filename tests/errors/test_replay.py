@@ -189,4 +189,4 @@ def test_malformed_arguments(t):
 
 
 if __name__ == "__main__":
-    suite.main("replay")
+    sys.exit(suite.main("replay"))

@@ -154,7 +154,7 @@ def test_sigterm_while_the_store_is_slow(t):
         conns = [s.client() for _ in range(10)]
         for i, c in enumerate(conns):
             c.send(request(WRITE, i, 512) + bytes([i]) * 512 if i % 2 else request(READ, i, 512))
-        time.sleep(1)
+        s.wait_read()
         s.signal(sig)
         for i, c in enumerate(conns):
             check_eq(c.status(), OK, f"status of the request that connection {i} had in flight")

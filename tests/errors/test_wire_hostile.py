@@ -259,12 +259,11 @@ def test_garbage_streams(t):
         elif how < 0.6:
             c.close()
         else:
-            th.join(5)
+            th.join(suite.bound(0))
             try:
                 c.half_close()
             except OSError:
                 pass
-            c.sock.settimeout(10)
             try:
                 c.drain_to_end()
             except TimeoutError:
@@ -300,14 +299,14 @@ def test_byte_at_a_time_is_served(t):
 def slow_client(t, first, trickle):
     s = serverproc.start(t, SIZE_MB, more=REQUEST_TIMEOUT)
     witness = Witness(s)
-    slow = [s.client(timeout=30) for _ in range(20)]
+    slow = [s.client() for _ in range(20)]
     for c in slow:
         c.send(first)
     done = []
 
     def run(c):
         # The deadline counts from the request's first byte: later bytes do not move it.
-        end = time.monotonic() + 10 * suite.TIME_SCALE
+        end = time.monotonic() + suite.bound(0)
         c.sock.settimeout(0.3)
         while time.monotonic() < end:
             try:
@@ -361,29 +360,46 @@ def test_idle_connection_is_not_closed(t):
     s = serverproc.start(t, 1, more=REQUEST_TIMEOUT)
     fresh, used = s.client(), s.client()
     used.write(1, b"\x5a" * 512)
-    time.sleep(7)
+    time.sleep(4)
     check_eq(fresh.read(0, 512), bytes(512), "a connection silent from its start")
     check_eq(used.read(1, 512), b"\x5a" * 512, "a connection silent between requests")
-    # The deadline is each request's own, not the connection's.
-    for _ in range(3):
-        used.send(request(READ, 1, 512)[:6])
+
+
+@test
+def test_deadline_is_each_requests_own(t):
+    """Not the connection's, which is older than that."""
+    s = serverproc.start(t, 1, more=REQUEST_TIMEOUT)
+
+    def in_pieces(c):
+        c.send(request(READ, 1, 512)[:6])
         time.sleep(0.2)
-        used.send(request(READ, 1, 512)[6:])
-        check_eq(used.read_reply(512), b"\x5a" * 512, "READ in two pieces")
-        time.sleep(0.9)
+        c.send(request(READ, 1, 512)[6:])
+        check_eq(c.read_reply(512), bytes(512), "READ in two pieces")
+
+    def attempt():
+        with s.client() as c:
+            for _ in range(3):
+                began = time.monotonic()
+                try:
+                    in_pieces(c)
+                except netblk1.Closed:
+                    if time.monotonic() - began < 2:
+                        raise
+                    return False  # the machine stood still for longer than the deadline
+                time.sleep(0.9)
+        return True
+    suite.wait_until(attempt, 60, "three requests in pieces, each within its deadline")
 
 
 # ---- many bytes, many connections
 
 def background_reader(s, stop, errors, sector=0):
     try:
-        with s.client(timeout=60) as c:
-            n = 0
-            while not stop.is_set():
+        with s.client() as c:
+            while True:
                 c.read(sector, 4096)
-                n += 1
-            if n == 0:
-                errors.append("a well-behaved client was never served")
+                if stop.is_set():
+                    break
     except BaseException as e:
         errors.append(repr(e))
 
@@ -460,7 +476,7 @@ def test_client_that_never_reads(t):
         time.sleep(0.1)
         peak = max(peak, s.rss_kib() - before)
     stop.set()
-    th.join(30)
+    th.join()
     check_eq(errors, [], "a well-behaved client meanwhile")
     check(peak <= 256 << 10, f"RSS grew by {peak} KiB for one client that never reads")
     c.reset()
@@ -553,7 +569,7 @@ def test_idle_after_large_requests(t):
         c.read(0, 32 * MIB)
         c.write(0, bytes(4 * MIB))
     bound = before + 64 * 1024
-    got = serverproc.settle(s.rss_kib, bound, 3)
+    got = serverproc.settle(s.rss_kib, bound)
     check(got <= bound, f"RSS: {before} KiB before, {got} KiB with 40 connections idle after large requests")
 
 
@@ -588,16 +604,14 @@ def test_descriptors_run_out(t):
     many = [s.client() for _ in range(40)]
     for _ in range(50):
         witness.check()
-    ticks = cpu_ticks(s.pid)
-    time.sleep(1)
-    spent = (cpu_ticks(s.pid) - ticks) / os.sysconf("SC_CLK_TCK")
-    check(spent < 0.5, f"{spent:.2f} s of CPU in one idle second while descriptors are short")
+    # One that spins has no quiet second, however long it is looked at.
+    suite.wait_until(lambda: cpu_of(s.pid, 1) < 0.5, 10, "an idle second without half of it in CPU while descriptors are short")
     for c in many:
         c.close()
 
     def served():
         try:
-            with s.client(timeout=2) as c:
+            with s.client(timeout=10) as c:
                 return c.read(0, 512) == bytes(512)
         except (netblk1.Closed, OSError):
             return False
@@ -605,9 +619,11 @@ def test_descriptors_run_out(t):
     witness.check()
 
 
-def cpu_ticks(pid):
-    f = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return int(f[11]) + int(f[12])
+def cpu_of(pid, seconds):
+    """The seconds of CPU that it takes in so long a time."""
+    before = serverproc.cpu_seconds(pid)
+    time.sleep(seconds)
+    return serverproc.cpu_seconds(pid) - before
 
 
 @test
@@ -616,10 +632,7 @@ def test_idle_server_uses_no_cpu(t):
     conns = [s.client() for _ in range(10)]
     for c in conns:
         c.read(0, 512)
-    ticks = cpu_ticks(s.pid)
-    time.sleep(2)
-    spent = (cpu_ticks(s.pid) - ticks) / os.sysconf("SC_CLK_TCK")
-    check(spent < 0.2, f"{spent:.2f} s of CPU in two idle seconds")
+    suite.wait_until(lambda: cpu_of(s.pid, 2) < 0.2, 10, "two idle seconds with less than 0.2 s of CPU")
 
 
 # ---- export options

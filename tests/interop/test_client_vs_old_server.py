@@ -383,10 +383,9 @@ def test_connections_dropped_under_io(t):
     th = threading.Thread(target=cutter, daemon=True)
     th.start()
     rng = random.Random(suite.SEED)
-    end = time.monotonic() + 8
     try:
         n = 0
-        while time.monotonic() < end:
+        while s.accepted <= 10 or n < 50:
             at = rng.randrange(0, SIZE // 65536) * 65536
             if rng.random() < 0.5:
                 data = rng.randbytes(65536)
@@ -398,7 +397,6 @@ def test_connections_dropped_under_io(t):
     finally:
         stop.set()
         th.join()
-    check(s.accepted > 5, f"{s.accepted} connections were made: the test did not cut any")
     d.close()
     a.detach()
     check_eq(s.path.read_bytes(), bytes(model), "the server's file")
