@@ -60,5 +60,6 @@ function(netblk_room path)
     target_link_libraries(${name}_test PRIVATE room_${name} ${ROOM_PRIVATE} ${ROOM_TEST_LINK}
                           GTest::gtest GTest::gtest_main)
     add_test(NAME ${name} COMMAND ${name}_test)
+    add_dependencies(unit_tests ${name}_test)
   endif()
 endfunction()
