@@ -41,10 +41,10 @@ int32_t recv_now(int fd, std::span<std::byte> into) {
   }
 }
 
-int32_t send_now(int fd, std::span<const iovec> parts) {
+int32_t send_now(int fd, std::span<const iovec> parts, bool more) {
   const msghdr message = gathered(parts);
   for (;;) {
-    const ssize_t sent = ::sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    const ssize_t sent = ::sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL | (more ? MSG_MORE : 0));
     if (sent >= 0) return static_cast<int32_t>(sent);
     if (errno != EINTR) return -errno;
   }
@@ -55,13 +55,13 @@ int32_t send_file_now(int socket, int fd, uint64_t offset, size_t bytes) {
   // of the descriptor's flags when they were prepared.
   const int flags = ::fcntl(socket, F_GETFL);
   const bool blocking = flags >= 0 && (flags & O_NONBLOCK) == 0;
-  if (blocking) set_nonblocking(socket, true);
+  if (blocking) (void)::fcntl(socket, F_SETFL, flags | O_NONBLOCK);
   auto at = static_cast<off_t>(offset);
   ssize_t sent = -1;
   do sent = ::sendfile(socket, fd, &at, bytes);
   while (sent < 0 && errno == EINTR);
   const int error = errno;
-  if (blocking) set_nonblocking(socket, false);
+  if (blocking) (void)::fcntl(socket, F_SETFL, flags);
   return sent >= 0 ? static_cast<int32_t>(sent) : -error;
 }
 

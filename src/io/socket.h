@@ -22,8 +22,9 @@ void abort_now(int fd);
 // A receive that does not wait: bytes, 0 at the end, or a negative errno value (-EAGAIN when nothing is there).
 int32_t recv_now(int fd, std::span<std::byte> into);
 
-// A send that does not wait: bytes sent, or a negative errno value (-EAGAIN when nothing fits).
-int32_t send_now(int fd, std::span<const iovec> parts);
+// A send that does not wait: bytes sent, or a negative errno value (-EAGAIN when nothing fits). more: something follows at
+// once, and may share a packet.
+int32_t send_now(int fd, std::span<const iovec> parts, bool more = false);
 
 // A send of a file's bytes that does not wait for the peer: bytes, 0 at the file's end, or a negative errno value.
 int32_t send_file_now(int socket, int fd, uint64_t offset, size_t bytes);

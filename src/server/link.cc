@@ -22,6 +22,10 @@ constexpr uint64_t kLingerBytes = 8u << 20;
 // Of a file that is being sent, what waits for room at the peer as a copy.
 constexpr uint32_t kFilePiece = 16u << 10;
 
+// Of data as long as this little is to come into the receive buffer, from where it is copied, and most straight into the
+// request's own.
+constexpr uint32_t kBulkBytes = limits::kReceiveBusyBytes / 2;
+
 // Large buffers that one client fills in a row.
 constexpr uint32_t kReceivesInARow = 4;
 
@@ -144,11 +148,13 @@ bool Link::received(int32_t result, bool inside) {
 
 coro::Task<bool> Link::receive(bool inside, uint64_t patience_ms) {
   if (inside) start_deadline(patience_ms);
-  int32_t got = receive_more();
+  // Who has just sent much data with one request is likely to do so again.
+  const bool bulk = std::exchange(bulk_, false);
+  int32_t got = bulk ? -EAGAIN : receive_more();
   if (got == -EAGAIN) {
     make_receive_place(false);
     receives_left_ = kReceivesInARow;
-    if (sends_much_ && busy_.data() == nullptr && unread_bytes() == 0) {
+    if (!bulk && sends_much_ && busy_.data() == nullptr && unread_bytes() == 0) {
       // No small buffer first: what comes goes into a large one, which is not held while nothing comes.
       const int32_t ready = co_await io::readable(*stream_);
       if (ready >= 0) {
@@ -160,7 +166,7 @@ coro::Task<bool> Link::receive(bool inside, uint64_t patience_ms) {
   if (got == -EAGAIN) got = co_await io::recv(*stream_, {receive_ + end_, capacity_ - end_});
   if (!received(got, inside)) co_return false;
   end_ += static_cast<uint32_t>(got);
-  if (open_ && end_ == capacity_ && busy_.data() == nullptr) {
+  if (!bulk && open_ && end_ == capacity_ && busy_.data() == nullptr) {
     // A full buffer: more is there already, or soon. What has come is decoded all the same: its client may wait.
     grow();
     const int32_t more = stream_->recv_now({receive_ + end_, capacity_ - end_});
@@ -223,6 +229,7 @@ bool Link::take_here(Hold& hold, uint32_t length) {
 
 // Of data that are still to come, nothing is held yet but what they get to send.
 coro::Task<bool> Link::take_data(Hold& hold, uint32_t length) {
+  bulk_ = length >= kBulkBytes;
   if (unread_bytes() >= length && needs_budget(length)) co_await take_budget(hold, length);
   take(hold, length);
   const uint32_t here = std::min(unread_bytes(), length);
@@ -299,11 +306,31 @@ void Link::release(Hold& hold) {
 
 // ---- sending
 
-coro::Task<bool> Link::send(std::span<iovec> parts) {
+// What is left of the parts.
+std::span<iovec> Link::sent(std::span<iovec> parts, int32_t bytes) {
+  sent_bytes_ += static_cast<uint64_t>(bytes);
+  auto count = static_cast<size_t>(bytes);
+  while (!parts.empty() && count >= parts.front().iov_len) {
+    count -= parts.front().iov_len;
+    parts = parts.subspan(1);
+  }
+  if (count > 0) {
+    parts.front().iov_base = static_cast<std::byte*>(parts.front().iov_base) + count;
+    parts.front().iov_len -= count;
+  }
+  return parts;
+}
+
+coro::Task<bool> Link::send(std::span<iovec> parts, bool more) {
+  if (more && !gone()) {
+    // What goes wrong here goes wrong below, too.
+    const int32_t count = stream_->send_more_now(parts);
+    if (count > 0) parts = sent(parts, count);
+  }
   while (!parts.empty() && !gone()) {
     // Only a send that does not end at once needs a deadline; each byte that the client takes renews it.
     send_deadline_ms_ = 0;
-    const int32_t sent = co_await io::await([&](io::Op& op) {
+    const int32_t count = co_await io::await([&](io::Op& op) {
       if (stream_->send(op, parts)) return true;
       const uint64_t now_ms = context_.loop.now_ms();
       send_deadline_ms_ = now_ms + (draining_ ? limits::kDrainStallTimeoutMs : context_.send_timeout_ms);
@@ -311,22 +338,13 @@ coro::Task<bool> Link::send(std::span<iovec> parts) {
       return false;
     });
     // A ring whose send waits in a thread of the kernel's gives it up when the process is stopped or frozen.
-    if (sent == -EINTR) continue;
-    if (sent < 0) {
-      abort(fmt::format("send failed: {}", errno_text(-sent)));
+    if (count == -EINTR) continue;
+    if (count < 0) {
+      abort(fmt::format("send failed: {}", errno_text(-count)));
       break;
     }
-    taking_.moved_bytes += static_cast<uint64_t>(sent);
-    sent_bytes_ += static_cast<uint64_t>(sent);
-    auto count = static_cast<size_t>(sent);
-    while (!parts.empty() && count >= parts.front().iov_len) {
-      count -= parts.front().iov_len;
-      parts = parts.subspan(1);
-    }
-    if (count > 0) {
-      parts.front().iov_base = static_cast<std::byte*>(parts.front().iov_base) + count;
-      parts.front().iov_len -= count;
-    }
+    taking_.moved_bytes += static_cast<uint64_t>(count);
+    parts = sent(parts, count);
   }
   send_deadline_ms_ = 0;
   taking_ = {};

@@ -116,8 +116,8 @@ class Link {
 
   // ---- sending
 
-  // Sends all parts; false: the connection is over. The parts are used up.
-  coro::Task<bool> send(std::span<iovec> parts);
+  // Sends all parts; false: the connection is over. The parts are used up. more: a send_file() follows at once.
+  coro::Task<bool> send(std::span<iovec> parts, bool more = false);
   // Sends bytes of a file. False: the file did not give them, and the connection is over. (When it was over before, or its
   // peer took no more: true, as no fault of the file's.)
   coro::Task<bool> send_file(int fd, uint64_t offset, size_t bytes);
@@ -131,6 +131,7 @@ class Link {
   };
   static bool holds_up_others(const Transfer& transfer, uint64_t now_ms);
 
+  std::span<iovec> sent(std::span<iovec> parts, int32_t bytes);
   void start_deadline(uint64_t patience_ms);
   bool received(int32_t result, bool inside);
   int32_t receive_more();
@@ -155,6 +156,7 @@ class Link {
   bool was_full_ = false;       // the last receive filled the large buffer: there is more
   bool sends_much_ = false;     // more than the small buffer takes
   uint32_t receives_left_ = 0;  // without waiting in between
+  bool bulk_ = false;           // data of kBulkBytes came since the last receive
 
   uint64_t held_bytes_ = 0;     // of all requests
   uint64_t charged_bytes_ = 0;  // of these, to the loop's budget

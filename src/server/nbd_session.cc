@@ -123,6 +123,7 @@ void NbdSession::begin(const NbdHandshake& handshake) {
   max_payload_bytes_ = agreement.knows_block_size ? limits::kNbdAdvertisedBytes : limits::kMaxNbdPayloadBytes;
   geometry_ = export_->device().geometry();
   file_ = export_->device().read_fd();
+  file_in_memory_ = file_ >= 0 && io::is_in_memory(file_);
   log_info("{} opened: export '{}', NBD with {} replies", link_.name(), export_->config().name,
            headers_ == NbdHeaders::kSimple       ? "simple"
            : headers_ == NbdHeaders::kStructured ? "structured"
@@ -293,6 +294,7 @@ NbdSession::Refusal NbdSession::range_of(const NbdRequest& request) const {
 bool NbdSession::sent_from_file(const NbdRequest& request) const {
   if (request.length < kLargeReadBytes || !export_->sends_files()) return false;
   std::byte byte;
+  if (file_in_memory_) return io::read_now(file_, {&byte, 1}, request.offset + request.length - 1, true) == 1;
   for (uint64_t at = 0; at < request.length; at += kLargeReadBytes)
     if (io::read_now(file_, {&byte, 1}, request.offset + at) != 1) return false;
   return io::read_now(file_, {&byte, 1}, request.offset + request.length - 1) == 1;
@@ -517,7 +519,7 @@ coro::Task<void> NbdSession::write_loop() {
       continue;
     }
     // On a connection that is over the rest is dropped, but its operations end as the others do.
-    const bool sent_all = co_await link_.send({parts.data(), used});
+    const bool sent_all = co_await link_.send({parts.data(), used}, last->from_file);
     if (sent_all && last->from_file) {
       const bool given = co_await link_.send_file(file_, last->offset, last->length);
       if (!given) export_->stop_sending_files();

@@ -86,6 +86,7 @@ class NbdSession {
   uint32_t max_payload_bytes_ = 0;
   block::Geometry geometry_;
   int file_ = -1;  // READs may be sent from here
+  bool file_in_memory_ = false;
 
   // Operations are made as they are needed, so many at a time.
   static constexpr uint32_t kChunk = 64;
