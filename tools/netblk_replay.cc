@@ -85,6 +85,8 @@ Result<Trace> read_trace(const std::string& path, const std::string& disk) {
   for (std::string text; std::getline(from, text);) {
     ++number;
     if (text.empty() || text.front() == '#') continue;
+    // A line is written whole: what has no end was cut, and its last number may be another one.
+    if (from.eof()) return make_error(EINVAL, "{}: line {} is torn: it has no end", path, number);
     auto line = store::parse_trace(text);
     if (!line) return make_error(EINVAL, "{}: line {}: {}", path, number, line.error().message);
     if (!disk.empty() && line.value().disk != disk) continue;

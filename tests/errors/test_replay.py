@@ -12,7 +12,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "compat"))
 import suite
 from command import MIB, refused, run
 from netblk1 import READ, request
-from serverproc import start_export
+from serverproc import Server, free_port, start_export
 from suite import check, check_eq, test
 
 
@@ -76,6 +76,71 @@ def test_every_command_on_a_file(t):
     check(data[4096:8192].count(0) < 100, "the WRITE has no data on the disk")
     check_eq(data[8192:12288], bytes(4096), "what was trimmed")
     check_eq((data[:4096], len(data)), (bytes(4096), MIB), "the rest")
+
+
+def both_kinds_of_nbd(t, *stores, log=None):
+    """An NBD server on TCP and on a unix socket, and the URIs of its export `disk`."""
+    port, sock = free_port(), t.tmp / "sock"
+    exports = [word for store in stores for word in ("--export", store)]
+    s = Server(t, [*exports, "--listen", f"nbd://127.0.0.1:{port}", "--listen", f"nbd+unix://{sock}", *(["--trace", log] if log else [])], [port])
+    return s, (f"nbd://127.0.0.1:{port}/disk", f"nbd+unix:///disk?socket={sock}")
+
+
+@test
+def test_onto_nbd_servers(t):
+    """Every command arrives as it is in the trace, over TCP and over a unix socket."""
+    seen = t.tmp / "seen.trace"
+    asked = [("write", 4096, 8192, "fua"), ("write", 65536, 1 << 20, "-"), ("read", 4096, 512, "-"), ("flush", 0, 0, "-"),
+             ("trim", 8192, 4096, "-"), ("write-zeroes", 512, 512, "no-hole"), ("write-zeroes", 512, 512, "fast-zero"),
+             ("cache", 0, 4096, "-"), ("block-status", 0, 65536, "-")]
+    log = trace(t, *(line(1000 * i, command, at, n, flags) for i, (command, at, n, flags) in enumerate(asked)))
+    path = blank(t, 4 * MIB)
+    s, uris = both_kinds_of_nbd(t, f"disk=file:{path}", log=seen)
+    for uri in uris:
+        before = len(seen.read_text().splitlines()) if seen.exists() else 0
+        result, _ = replay(t, log, uri, "--as-fast-as-possible", "--yes")
+        check_eq((result["requests"], result["errors"], result["differ"]), (9, 0, 0), f"{uri}: requests, errors, differences")
+        got = [tuple(x.split()[3:7]) for x in seen.read_text().splitlines()[before:]]
+        # Some may overtake others in the server; the client asks nothing of its own but reads at its beginning.
+        for wanted in asked:
+            check(tuple(map(str, wanted)) in got, f"{uri}: {wanted} did not arrive: {got}")
+        result, _ = replay(t, log, uri, "--as-fast-as-possible", "--yes", "--connections", "4")
+        check_eq((result["requests"], result["errors"]), (9, 0), f"{uri}: requests, errors of four connections")
+    s.check_alive()
+
+
+@test
+def test_what_an_nbd_server_cannot_take_is_refused(t):
+    path = blank(t, MIB)
+    s, uris = both_kinds_of_nbd(t, f"disk=file:{path}", "read=mem:1M,ro")
+    larger = trace(t, line(1, "write"), line(2, "read", offset=MIB), name="larger.trace")
+    for uri in uris:
+        err = refused(t, "replay", larger, uri, "--yes")
+        check(str(MIB + 4096) in err and str(MIB) in err, f"both sizes must be named: {err!r}")
+        refused(t, "replay", trace(t, line(1, "write")), uri.replace("disk", "read", 1), "--yes")
+        refused(t, "replay", trace(t, line(1, "read")), uri.replace("disk", "none", 1))
+    check_eq(path.read_bytes(), bytes(MIB), "the disk")
+    s.stop()
+    for uri in uris:
+        refused(t, "replay", trace(t, line(1, "read")), uri)
+    refused(t, "replay", larger, "nbd://[::1", status=2)
+
+
+@test
+def test_torn_traces_are_refused_wherever_they_end(t):
+    """A number that was cut is another number: only a line with its end counts."""
+    path = blank(t)
+    whole = line(1, "write") + "\n" + line(300, "read")
+    log = t.tmp / "torn.trace"
+    for cut in range(len(whole) - len(line(300, "read")) + 1, len(whole) + 1, 3):
+        log.write_text(whole[:cut])
+        err = refused(t, "replay", log, path)
+        check("line 2" in err and str(log) in err, f"{whole[:cut]!r}: the line is not named: {err!r}")
+    log.write_text(whole)
+    check("torn" in refused(t, "replay", log, path), "it is not called torn")
+    check_eq(path.read_bytes(), bytes(MIB), "the disk")
+    log.write_text(whole + "\n# a remark without an end")
+    replay(t, log, path)
 
 
 @test
