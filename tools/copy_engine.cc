@@ -25,8 +25,8 @@ constexpr uint64_t kZeroBytes = 32u << 20;
 // What a hole begins and ends on, and the shortest run of zeroes in data that is made one.
 constexpr uint64_t kGranuleBytes = 4096;
 constexpr uint64_t kTickMs = 100;
-// One question about holes: how far, and how many extents the answer may have.
-constexpr uint64_t kLookBytes = 1u << 30;
+// One question about holes: how far (who can answer for less does), and how many extents the answer may have.
+constexpr uint64_t kLookBytes = uint64_t{64} << 30;
 constexpr uint32_t kLookExtents = 4096;
 static_assert(kPieceBytes % kGranuleBytes == 0 && kZeroBytes % kPieceBytes == 0 && kLookBytes % kPieceBytes == 0);
 

@@ -14,6 +14,7 @@ import sys
 
 for folder in ("compat", "errors"):
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / folder))
+import nbd_target
 import suite
 from command import MIB, refused, run, start, used_kib
 from proxy import Proxy
@@ -360,6 +361,70 @@ def test_ipv6(t):
     t.defer(lambda: (p.kill(), p.wait()))
     suite.wait_until(lambda: answers(("127.0.0.1", port)), 20, "nbdkit that answers")
     check_eq(json.loads(run(t, "info", "--json", f"nbd://[::1]:{port}")[0])["size_bytes"], SIZE, "the size")
+
+
+# ---- our own server, which has what no other of Debian's has
+
+GIB = 1 << 30
+PIECES = ((0, 65536), (5 * GIB + 512, 70_000), (12 * GIB - MIB, MIB))
+
+
+def pieces(path):
+    with open(path, "rb") as f:
+        return [os.pread(f.fileno(), length, at) for at, length in PIECES]
+
+
+def large(t, name):
+    path = nbd_target.image(t, 12 * GIB, name)
+    with open(path, "r+b") as f:
+        for at, length in PIECES:
+            f.seek(at)
+            f.write(random.randbytes(length))
+    return path
+
+
+def asked(trace, command):
+    """The lengths of a trace's requests of one kind."""
+    words = [line.split() for line in trace.read_text().splitlines()]
+    return [int(w[5]) for w in words if w[3] == command]
+
+
+@test
+def test_extended_headers_with_our_own_server(t):
+    """They are agreed on, and holes of more than 4 GiB are asked for, skipped and made in single requests."""
+    a, log = large(t, "a.img"), t.tmp / "trace"
+    s = nbd_target.start(t, path=a, more=["--trace", log])
+    told = json.loads(run(t, "info", "--json", s.uri_of("disk"))[0])
+    check_eq((told["extended_headers"], told["size_bytes"]), (True, 12 * GIB), "info")
+    check("extended headers" in run(t, "info", s.uri_of("disk"))[0].decode(), "info in words")
+    listed = json.loads(run(t, "list", "--json", s.uri)[0])
+    check_eq([(e["name"], e["size_bytes"]) for e in listed], [("disk", 12 * GIB)], "list")
+    run(t, "copy", s.uri_of("disk"), t.tmp / "b.img")
+    check(pieces(t.tmp / "b.img") == pieces(a), "the data of the copy")
+    check_eq((t.tmp / "b.img").stat().st_size, 12 * GIB, "the size of the copy")
+    check(used_kib(t.tmp / "b.img") <= used_kib(a) + 64, "holes are holes in the copy")
+    s.server.stop()
+    check(max(asked(log, "block-status")) > 4 * GIB, "a block status of more than 4 GiB")
+    check(sum(asked(log, "read")) < 64 * MIB, "holes are not read")
+    # The other way: what a hole of the source replaces is zeroed in few requests.
+    c, log = nbd_target.image(t, 12 * GIB, "c.img"), t.tmp / "trace2"
+    with open(c, "r+b") as f:
+        f.seek(3 * GIB)
+        f.write(random.randbytes(MIB))
+    s = nbd_target.start(t, path=c, more=["--trace", log])
+    run(t, "copy", a, s.uri_of("disk"))
+    s.server.stop()
+    check(pieces(c) == pieces(a), "the data of the copy back")
+    with open(c, "rb") as f:
+        check(os.pread(f.fileno(), MIB, 3 * GIB) == bytes(MIB), "what was there before is gone")
+    check(sum(asked(log, "write")) < 64 * MIB, "holes are not written")
+
+
+@test
+def test_our_own_server_is_measured(t):
+    told = json.loads(run(t, "bench", "--json", "--rw", "randread", "--seconds", "0.3", "--depth", "16",
+                          nbd_target.start(t, size=SIZE).uri_of("disk"))[0])
+    check(told["errors"] == 0 and told["iops"] > 0, f"{told}")
 
 
 # ---- links that go away
