@@ -30,7 +30,7 @@ using nlohmann::json;
 
 constexpr const char* kRoot = "/run/netblk";
 constexpr int kMaxAttachments = 4096;
-constexpr timeval kControlTimeout{.tv_sec = 2, .tv_usec = 0};
+constexpr timeval kControlTimeout{.tv_sec = 10, .tv_usec = 0};
 constexpr auto kPollPause = std::chrono::milliseconds(20);
 
 std::string canonical(const std::string& path) {

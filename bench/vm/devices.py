@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-only
-"""Runs in a booted guest: the netblk driver beside nbd.ko with nbdkit and nbd-server, and beside ram_block_driver, by fio.
+"""Runs in a booted guest: the netblk driver and ublk beside nbd.ko with nbdkit and nbd-server, and ram_block_driver, by fio.
 
 The servers serve files of the guest's tmpfs, or memory, so like store meets like store; a sync costs nothing there. All peers
 take turns inside each round, and ratios are medians of the rounds' own ratios.
@@ -153,6 +153,38 @@ class Netblk2(Netblk):
     name, protocol, port = "netblk/2", 2, 20812
 
 
+class Attached(Peer):
+    """`netblk attach --via ublk`, for each turn."""
+    source = None
+    filled = False
+
+    def netblk(self, *words):
+        return run(os.path.join(os.path.dirname(self.args.server), "netblk"), *words)
+
+    def turn(self):
+        run("modprobe", "ublk_drv")
+        self.device = self.netblk("attach", "--via", "ublk", self.source).split()[-1]
+        if not self.filled:
+            fill(self.device)
+        self.filled = True
+
+    def rest(self):
+        self.netblk("detach", self.device)
+
+
+class Ublk(Attached, Served):
+    name, port = "ublk", 20814
+    source = f"netblk://127.0.0.1:{port}/a"
+
+
+class UblkStore(Attached):
+    """No server: the helper process reads and writes the file."""
+    name = "ublk file"
+
+    def start(self):
+        self.source = f"file:{image('ublk.img')}"
+
+
 class Library(Served):
     """The client library in a program (`netblk bench`) and no driver: what is left is the driver's share."""
     name, port = "library", 20813
@@ -249,7 +281,7 @@ class RamBios(Ram):
     name, mode = "RAM bio", "bio"
 
 
-PEERS = (Netblk2, Netblk1, Nbdkit, Nbd, Library, RamRequests, RamRequestBios, RamBios)
+PEERS = (Netblk2, Netblk1, Ublk, UblkStore, Nbdkit, Nbd, Library, RamRequests, RamRequestBios, RamBios)
 
 
 def fio(args, device, case):
@@ -290,7 +322,7 @@ def ratio(found, case, over, under):
 
 
 def table(args, names, found):
-    ours = next((name for name in names if name.startswith("netblk")), None)
+    ours = next((name for name in names if name.startswith(("netblk", "ublk"))), None)
     others = [name for name in names if name != ours] if ours else []
     print(f"{args.kernel}, {os.cpu_count()} CPU, fio {args.engine} direct, {args.rounds} rounds of {args.seconds} s, "
           f"peers in turn, medians; servers in the guest, {args.store} (tmpfs); {time.strftime('%Y-%m-%d', time.gmtime())}\n")
@@ -312,7 +344,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--engine", choices=("io_uring", "libaio"), default="io_uring")
     parser.add_argument("--io", choices=("uring", "epoll", "default"), default="default", help="of netblk_server")
-    parser.add_argument("--peers", default=",".join(p.name for p in PEERS))
+    # Debian's 6.1 has no ublk
+    has_ublk = subprocess.run(["modprobe", "-n", "-q", "ublk_drv"], check=False).returncode == 0
+    parser.add_argument("--peers", default=",".join(p.name for p in PEERS if has_ublk or not issubclass(p, Attached)))
     parser.add_argument("--cases", default="", help="words; a case is run if its name has one of them")
     parser.add_argument("--store", choices=("file", "memory"), default="file", help="of our server and of nbdkit (file)")
     parser.add_argument("--driver-options", default="", help="words for the module, as connections=2")
