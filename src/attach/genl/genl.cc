@@ -8,6 +8,7 @@
 #include <netlink/netlink.h>
 
 #include <cerrno>
+#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -62,14 +63,17 @@ int take_refusal(sockaddr_nl*, nlmsgerr* error, void* argument) {
   exchange->done = true;
   auto* header = reinterpret_cast<nlmsghdr*>(reinterpret_cast<char*>(error) - NLMSG_HDRLEN);
   if ((header->nlmsg_flags & NLM_F_ACK_TLVS) == 0) return NL_STOP;
-  const size_t skipped = sizeof *error + ((header->nlmsg_flags & NLM_F_CAPPED) != 0
-                                              ? 0
-                                              : error->msg.nlmsg_len - static_cast<uint32_t>(NLMSG_HDRLEN));
+  const bool capped = (header->nlmsg_flags & NLM_F_CAPPED) != 0;
+  if (!capped && error->msg.nlmsg_len < NLMSG_HDRLEN) return NL_STOP;
+  const size_t skipped = sizeof *error + (capped ? 0 : error->msg.nlmsg_len - static_cast<uint32_t>(NLMSG_HDRLEN));
   const size_t length = header->nlmsg_len - static_cast<uint32_t>(NLMSG_HDRLEN);
   if (skipped >= length) return NL_STOP;
   auto* first = reinterpret_cast<nlattr*>(reinterpret_cast<char*>(error) + skipped);
   nlattr* words = nla_find(first, static_cast<int>(length - skipped), NLMSGERR_ATTR_MSG);
-  if (words != nullptr) exchange->words = nla_get_string(words);
+  if (words != nullptr) {
+    const auto* text = static_cast<const char*>(nla_data(words));
+    exchange->words.assign(text, ::strnlen(text, static_cast<size_t>(nla_len(words))));
+  }
   return NL_STOP;
 }
 
@@ -97,6 +101,11 @@ int take_any(nl_msg*, void*) { return NL_OK; }
 }  // namespace
 
 void FreeNetlinkSocket::operator()(nl_sock* socket) const { nl_socket_free(socket); }
+
+std::optional<uint32_t> u32_of(const nlattr* attribute) {
+  if (attribute == nullptr || nla_len(attribute) < static_cast<int>(sizeof(uint32_t))) return std::nullopt;
+  return nla_get_u32(attribute);
+}
 
 Result<Genl> Genl::open(const std::string& name, uint8_t version, int max_attribute) {
   auto socket = connected();

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -22,8 +23,14 @@ struct FreeNetlinkSocket {
 };
 using NetlinkSocket = std::unique_ptr<nl_sock, FreeNetlinkSocket>;
 
+// The number that an attribute holds; nothing: it is not there, or too short for one.
+std::optional<uint32_t> u32_of(const nlattr* attribute);
+
 class Genl {
  public:
+  // The socket is connected to whoever speaks the family.
+  Genl(NetlinkSocket socket, int number, uint8_t version, int max_attribute)
+      : socket_(std::move(socket)), number_(number), version_(version), max_attribute_(max_attribute) {}
   // ENOENT: the kernel has no such family.
   static Result<Genl> open(const std::string& name, uint8_t version, int max_attribute);
 
@@ -35,9 +42,6 @@ class Genl {
   Status ask(uint8_t command, const Fill& fill, const Take& take = {}) const;
 
  private:
-  Genl(NetlinkSocket socket, int number, uint8_t version, int max_attribute)
-      : socket_(std::move(socket)), number_(number), version_(version), max_attribute_(max_attribute) {}
-
   NetlinkSocket socket_;
   int number_;
   uint8_t version_;
@@ -46,6 +50,8 @@ class Genl {
 
 class GenlEvents {
  public:
+  // The socket hears what is said, and does not block.
+  GenlEvents(NetlinkSocket socket, int max_attribute) : socket_(std::move(socket)), max_attribute_(max_attribute) {}
   // ENOENT: the kernel has no such family or group.
   static Result<GenlEvents> open(const std::string& name, const std::string& group, int max_attribute);
 
@@ -55,8 +61,6 @@ class GenlEvents {
   bool take(const std::function<void(uint8_t command, std::span<nlattr* const>)>& heard) const;
 
  private:
-  GenlEvents(NetlinkSocket socket, int max_attribute) : socket_(std::move(socket)), max_attribute_(max_attribute) {}
-
   NetlinkSocket socket_;
   int max_attribute_;
 };

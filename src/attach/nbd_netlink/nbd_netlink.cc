@@ -102,7 +102,7 @@ Result<uint32_t> NbdNetlink::connect(const NbdSetup& setup, std::span<const int>
         return put < 0 ? put : put_sockets(message, sockets);
       },
       [&](std::span<nlattr* const> answer) {
-        if (answer[NBD_ATTR_INDEX] != nullptr) number = nla_get_u32(answer[NBD_ATTR_INDEX]);
+        if (const auto told = u32_of(answer[NBD_ATTR_INDEX])) number = told;
       });
   if (!done && done.error().code == EBUSY && setup.number)
     return make_error(EBUSY, "{} is in use: detach it, or leave --device out", nbd_node(*setup.number));
@@ -157,8 +157,7 @@ Result<NbdEvents> NbdEvents::open() {
 bool NbdEvents::link_died(uint32_t number) const {
   bool died = false;
   const bool all = events_.take([&](uint8_t command, std::span<nlattr* const> told) {
-    if (command == NBD_CMD_LINK_DEAD && told[NBD_ATTR_INDEX] != nullptr && nla_get_u32(told[NBD_ATTR_INDEX]) == number)
-      died = true;
+    if (command == NBD_CMD_LINK_DEAD && u32_of(told[NBD_ATTR_INDEX]) == number) died = true;
   });
   return died || !all;
 }

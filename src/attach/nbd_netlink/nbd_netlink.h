@@ -28,6 +28,7 @@ struct NbdSetup {
 
 class NbdNetlink {
  public:
+  explicit NbdNetlink(Genl family) : family_(std::move(family)) {}
   // ENOENT: the module is not loaded. The message names it, and the command; or says that this kernel has none.
   static Result<NbdNetlink> open();
 
@@ -46,14 +47,13 @@ class NbdNetlink {
   Status disconnect(uint32_t number);
 
  private:
-  explicit NbdNetlink(Genl family) : family_(std::move(family)) {}
-
   Genl family_;
 };
 
 // The kernel says when a connection of a disk has died.
 class NbdEvents {
  public:
+  explicit NbdEvents(GenlEvents events) : events_(std::move(events)) {}
   static Result<NbdEvents> open();
 
   int fd() const { return events_.fd(); }
@@ -61,8 +61,6 @@ class NbdEvents {
   bool link_died(uint32_t number) const;
 
  private:
-  explicit NbdEvents(GenlEvents events) : events_(std::move(events)) {}
-
   GenlEvents events_;
 };
 
