@@ -19,6 +19,8 @@ namespace {
 constexpr double kMaxTimeoutSeconds = 3600;
 constexpr uint64_t kAskTimeoutMs = 5000;
 constexpr double kCopyTimeoutSeconds = 120;
+constexpr double kMinIntervalSeconds = 0.1;
+constexpr double kMaxIntervalSeconds = 3600;
 constexpr double kMaxBenchSeconds = 86400;
 constexpr unsigned kMaxConnections = NETBLK2_MAX_CONNECTIONS;
 constexpr const char* kNbdUris = "nbd://HOST[:10809][/EXPORT], nbd+unix:///EXPORT?socket=PATH";
@@ -27,7 +29,9 @@ struct Arguments {
   AttachArguments attach;
   std::string uri;
   double timeout_s = 0;  // 0: not given
-  bool force = false;
+  DetachArguments detach;
+  double interval_s = 1;
+  bool once = false;
   bool json = false;
   std::string device;
   CopyArguments copy;
@@ -44,37 +48,46 @@ int run(int argc, char** argv) {
 
   CLI::App* const attach_command =
       app.add_subcommand("attach", "Attach a disk; prints its device node, once more when it is attached already");
-  attach_command
-      ->add_option("URI", arguments.attach.uri,
-                   "netblk://HOST[:10809][/EXPORT], nbd://HOST[:10809][/EXPORT], nbd+unix:///[EXPORT]?socket=PATH, or a "
-                   "STORE of this machine (file:PATH); without a name the server's first")
-      ->required();
+  attach_command->add_option("SOURCE", arguments.attach.source,
+                             "netblk://HOST[:10809][/EXPORT], nbd://HOST[:10809][/EXPORT], nbd+unix:///[EXPORT]?socket=PATH, or a "
+                             "STORE of this machine (file:PATH); without a name the server's first");
   attach_command->add_option("--size", arguments.attach.size,
                              "Size of the disk: bytes, or K, M, G, T (netblk/1 does not tell it; netblk/2 does)");
   attach_command
       ->add_option("--via", arguments.attach.via,
-                   "auto: the driver if it is loaded, else fuse with a loop device; what is no netblk:// by the kernel's nbd. ublk: the "
-                   "kernel's ublk, for any of them")
+                   "netblk: the driver (netblk:// only); ublk, nbd: the kernel's; fuse: with a loop device; auto: the first of these "
+                   "that is there and knows the source")
       ->check(CLI::IsMember({"auto", "netblk", "ublk", "nbd", "fuse"}))
       ->capture_default_str();
+  attach_command->add_flag("--explain", arguments.attach.explain,
+                           "Attach nothing: tell for each way whether this machine has it, for the SOURCE if one is given, and which "
+                           "command would enable it");
+  attach_command->add_flag("--json", arguments.attach.json, "With --explain, for programs: an object");
   attach_command->add_option("--device", arguments.attach.device, "The disk that it shall be: netblk-1 of the driver, nbd3 of the kernel's nbd, ublkb3 of its ublk");
   attach_command->add_option("--name", arguments.attach.name, "A name that stays the same: /dev/netblk-by-name/NAME");
   attach_command
       ->add_option("--timeout", arguments.attach.timeout_s,
                    "Seconds that one reply may take (default 5); after three times as long without any, requests "
-                   "fail with EIO (netblk/2: after 120 s, unless this is given)")
+                   "fail with EIO (netblk/2, NBD: after 120 s, unless this is given)")
       ->check(CLI::Range(0.001, kMaxTimeoutSeconds));
   attach_command
-      ->add_option("--connections", arguments.attach.connections, "Connections to the server (ublk, nbd, fuse)")
-      ->check(CLI::Range(1u, kMaxConnections))
-      ->capture_default_str();
+      ->add_option("--connections", arguments.attach.connections, "Connections to the server, 1 to 16 (default 1; netblk/1 has one)")
+      ->check(CLI::Range(1u, kMaxConnections));
   attach_command->add_flag("--read-only", arguments.attach.read_only, "Refuse writes");
   attach_command->add_flag("--shared", arguments.attach.shared, "Write beside others that say --shared as well");
   attach_command->add_flag("--takeover", arguments.attach.takeover, "Take the disk from whoever writes it now");
+  attach_command
+      ->add_option("--reconnect", arguments.attach.reconnect,
+                   "nbd://, when a connection was made anew with writes that were not flushed: lost (the default): flushes fail "
+                   "until `netblk reset`; trust: the server has them")
+      ->check(CLI::IsMember({"lost", "trust"}));
 
   CLI::App* const detach_command = app.add_subcommand("detach", "Detach a disk");
-  detach_command->add_option("DEVICE", arguments.device, "As `attach` printed it, or its name")->required();
-  detach_command->add_flag("--force", arguments.force, "Also while it is in use: its users get I/O errors");
+  detach_command->add_option("DEVICE", arguments.detach.device, "As `attach` printed it, or its name")->required();
+  CLI::Option* const forced =
+      detach_command->add_flag("--force", arguments.detach.force, "Also while it is in use: its users get I/O errors");
+  detach_command->add_flag("--lazy", arguments.detach.lazy, "What is in use goes when its last user closes it; the name is free at once")
+      ->excludes(forced);
 
   CLI::App* const reset_command = app.add_subcommand("reset", "Take note that a disk lost writes: flushes work again");
   reset_command->add_option("DEVICE", arguments.device, "As `attach` printed it, or its name")->required();
@@ -82,6 +95,13 @@ int run(int argc, char** argv) {
   CLI::App* const status_command = app.add_subcommand("status", "Show what is attached");
   status_command->add_option("DEVICE", arguments.device, "Only this one");
   status_command->add_flag("--json", arguments.json, "For programs: a list of objects");
+
+  CLI::App* const top_command = app.add_subcommand("top", "Show what the attached disks do, again and again");
+  top_command->add_option("--interval", arguments.interval_s, "Seconds between two looks")
+      ->check(CLI::Range(kMinIntervalSeconds, kMaxIntervalSeconds))
+      ->capture_default_str();
+  top_command->add_flag("--once", arguments.once, "One interval, and no more");
+  top_command->add_flag("--json", arguments.json, "For programs: a list of objects for each interval");
 
   CLI::App* const info_command = app.add_subcommand("info", "Tell about an export: size, limits, features, generation");
   info_command
@@ -164,7 +184,8 @@ int run(int argc, char** argv) {
     return fail(kMalformed, std::string(error.what()) + " (netblk --help)");
   }
   if (attach_command->parsed()) return run_attach(arguments.attach);
-  if (detach_command->parsed()) return run_detach(arguments.device, arguments.force);
+  if (detach_command->parsed()) return run_detach(arguments.detach);
+  if (top_command->parsed()) return run_top(arguments.interval_s, arguments.once, arguments.json);
   if (reset_command->parsed()) return run_reset(arguments.device);
   if (bench_command->parsed()) return run_bench(arguments.bench);
   if (replay_command->parsed()) return run_replay(arguments.replay);

@@ -9,6 +9,7 @@
 #include <filesystem>
 
 #include "attach/fuse/loop_device.h"
+#include "command_line.h"
 #include "netblk_attach_nbd.h"
 #include "netblk_attach_ublk.h"
 #include "netblk_helper.h"
@@ -20,6 +21,26 @@ namespace {
 
 // A killed process keeps its lock until it has been taken apart.
 constexpr uint64_t kDyingMs = 1000;
+
+
+// The disk of a helper that has died answers EIO for ever: it goes, so that another takes its place. One that somebody
+// still has mounted stays until he unmounts it.
+void sweep_dead(const std::string& server) {
+  for (const Record& record : read_records()) {
+    if (record.way != "fuse" || record.server != server || record.device.empty() || is_alive(record)) continue;
+    const auto file = attach::loop_backing_file(record.device);
+    const bool ours = file && (*file == record.disk_file() || *file == "/disk");
+    const std::vector<std::string> uses = ours ? uses_of(record.device) : std::vector<std::string>{};
+    if (!uses.empty() || (ours && is_in_use(record.device))) {
+      note(fmt::format("{} was {}, and its helper has died: it is {}, and answers EIO until that is over", record.device,
+                       server, uses.empty() ? "in use" : uses.front()));
+      continue;
+    }
+    if (ours) (void)attach::loop_detach(record.device);
+    (void)remove_leftovers(record);
+    forget_names_of(record.device);
+  }
+}
 
 }  // namespace
 
@@ -56,15 +77,16 @@ void sweep_unfinished() {
     }
 }
 
-Result<std::string> fuse_attach(const ServerUri& uri, const AttachOptions& options) {
+Result<std::string> fuse_attach(const Source& source, const AttachOptions& options) {
   if (::geteuid() != 0) return make_error(EPERM, "attaching a disk needs root");
   auto attaching = lock_attachments();
   if (!attaching) return std::move(attaching).error();
-  auto there = attached_already(uri.text(), "fuse", options);
+  auto there = attached_already(source.text, "fuse", options);
   if (!there) return std::move(there).error();
   if (there.value()) return there.value()->device;
   sweep_unfinished();
-  return start_helper([&](HelperParent& parent) { return run_helper(uri, options, parent); });
+  sweep_dead(source.text);
+  return start_helper([&](HelperParent& parent) { return run_helper(source, options, parent); });
 }
 
 Result<bool> fuse_detach(const std::string& device, bool force) {

@@ -8,7 +8,7 @@
 
 #include "base/result.h"
 #include "netblk_state.h"
-#include "netblk_uri.h"
+#include "netblk_source.h"
 
 namespace netblk::tools {
 
@@ -20,6 +20,7 @@ struct AttachOptions {
   bool read_only = false;
   bool shared = false;
   bool takeover = false;
+  bool trust_reconnect = false;  // NBD: a server that came back still has what it acknowledged
 };
 
 // How long a detach waits for a helper: its release of a healthy connection, or the time-out of one attempt that hangs.
@@ -34,7 +35,7 @@ void sweep_unfinished();
 
 // Starts the helper and waits until the disk is there: its node. What is attached already, in the same way, is the
 // answer.
-Result<std::string> fuse_attach(const ServerUri& uri, const AttachOptions& options);
+Result<std::string> fuse_attach(const Source& source, const AttachOptions& options);
 
 // Takes the device away and waits for its helper to end. `force`: also while it is in use; its users get EIO then.
 // False: it is not attached.

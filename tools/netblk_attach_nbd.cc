@@ -5,8 +5,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <filesystem>
+#include <thread>
 #include <vector>
 
 #include "attach/nbd_netlink/nbd_netlink.h"
@@ -16,6 +19,8 @@
 
 namespace netblk::tools {
 namespace {
+
+constexpr auto kLookPause = std::chrono::milliseconds(20);
 
 std::string attribute(uint32_t number, const char* name) { return fmt::format("/sys/block/nbd{}/{}", number, name); }
 
@@ -39,7 +44,7 @@ NbdOptions options_of(const Record& record) {
 
 // Another helper for a disk that lost its own.
 Status mend(const Record& record) {
-  auto source = parse_nbd_source(record.server);
+  auto source = parse_source(record.server);
   if (!source) return std::move(source).error();
   if (!source.value().survives_helper())
     return make_error(EIO, "{} was its helper's alone, and gone with it: `netblk detach --force {}`", record.server,
@@ -51,6 +56,29 @@ Status mend(const Record& record) {
   return Ok{};
 }
 
+// What is in the page cache goes to the server, by another helper if there is none: the wait would be the dead time.
+Status write_back_mended(const Record& record, attach::NbdNetlink& netlink, uint32_t number) {
+  Status written = Ok{};
+  std::atomic<bool> done{false};
+  std::thread writer([&] {
+    written = write_back(record.device);
+    done = true;
+  });
+  bool tried = false;
+  while (!done) {
+    std::this_thread::sleep_for(kLookPause);
+    if (done || tried || is_alive(record)) continue;
+    tried = true;
+    // An NBD server is reached without.
+    const auto source = parse_source(record.server);
+    if (source && source.value().is_nbd()) continue;
+    const Status mended = mend(record);
+    if (!mended) (void)netlink.disconnect(number);  // what waits fails
+  }
+  writer.join();
+  return written;
+}
+
 }  // namespace
 
 bool nbd_is_there(const Record& record) {
@@ -58,7 +86,7 @@ bool nbd_is_there(const Record& record) {
   return number && read_text(attribute(*number, "backend")) == nbd_backend_of(record.server);
 }
 
-Result<std::string> nbd_attach(const NbdSource& source, const NbdOptions& options) {
+Result<std::string> nbd_attach(const Source& source, const NbdOptions& options) {
   if (::geteuid() != 0) return make_error(EPERM, "attaching a disk needs root");
   auto netlink = attach::NbdNetlink::open();
   if (!netlink) return std::move(netlink).error();
@@ -109,9 +137,10 @@ Result<bool> nbd_detach(uint32_t number, bool force) {
       return make_error(EBUSY, "{} is {}: unmount it first, or use --force", node, uses.front());
     if (!force && is_in_use(node))
       return make_error(EBUSY, "{} is in use by another process or device: close it first, or use --force", node);
-    if (!force) written = write_back(node);
+    if (!force) written = write_back_mended(*record, netlink.value(), number);
     Status done = netlink.value().disconnect(number);
     if (!done) return std::move(done).error();
+    forget_partitions(node);
   }
   if (is_alive(*record)) (void)ask_helper(*record, "look");
   if (!wait_until_gone(*record, kHelperEndMs)) {

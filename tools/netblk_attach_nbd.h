@@ -9,7 +9,7 @@
 
 #include "base/result.h"
 #include "netblk_attach.h"
-#include "netblk_nbd_source.h"
+#include "netblk_source.h"
 
 namespace netblk::tools {
 
@@ -19,7 +19,7 @@ struct NbdOptions {
 };
 
 // The node. What is attached already, in the same way, is the answer, and gets another helper if its own has died.
-Result<std::string> nbd_attach(const NbdSource& source, const NbdOptions& options);
+Result<std::string> nbd_attach(const Source& source, const NbdOptions& options);
 
 // False: it is not attached. EBUSY: it is, but not by us.
 Result<bool> nbd_detach(uint32_t number, bool force);

@@ -64,7 +64,7 @@ UblkOptions options_of(const Record& record) {
 
 // Another helper for a disk that lost its own.
 Status mend(const Record& record) {
-  auto source = parse_nbd_source(record.server);
+  auto source = parse_source(record.server);
   if (!source) return std::move(source).error();
   const UblkOptions options = options_of(record);
   auto node = start_helper(
@@ -118,7 +118,7 @@ void ublk_sweep(const Record& record) {
   if (!cleared) note(cleared.error().message);
 }
 
-Result<std::string> ublk_attach(const NbdSource& source, const UblkOptions& options) {
+Result<std::string> ublk_attach(const Source& source, const UblkOptions& options) {
   if (::geteuid() != 0) return make_error(EPERM, "attaching a disk needs root");
   Status found = attach::ublk_found();
   if (!found) return std::move(found).error();

@@ -9,7 +9,7 @@
 
 #include "base/result.h"
 #include "netblk_attach.h"
-#include "netblk_nbd_source.h"
+#include "netblk_source.h"
 
 namespace netblk::tools {
 
@@ -19,7 +19,7 @@ struct UblkOptions {
 };
 
 // The node. What is attached already, in the same way, is the answer, and gets another helper if its own has died.
-Result<std::string> ublk_attach(const NbdSource& source, const UblkOptions& options);
+Result<std::string> ublk_attach(const Source& source, const UblkOptions& options);
 
 // False: it is not attached. EBUSY: it is in use, or not ours.
 Result<bool> ublk_detach(uint32_t number, bool force);

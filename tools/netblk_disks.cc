@@ -2,76 +2,127 @@
 #include "netblk_disks.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cmath>
 #include <optional>
+#include <thread>
 #include <vector>
 
+#include "attach/nbd_netlink/nbd_netlink.h"
+#include "attach/ublk/ublk_control.h"
 #include "base/limits.h"
 #include "base/parse.h"
 #include "command_line.h"
-#include "attach/nbd_netlink/nbd_netlink.h"
-#include "attach/ublk/ublk_control.h"
 #include "netblk_attach.h"
 #include "netblk_attach_nbd.h"
 #include "netblk_attach_ublk.h"
 #include "netblk_driver.h"
+#include "netblk_leave.h"
 #include "netblk_names.h"
 #include "netblk_state.h"
 #include "netblk_status.h"
-#include "netblk_uri.h"
+#include "netblk_ways.h"
 
 namespace netblk::tools {
 namespace {
 
-enum class Way { kNetblk, kFuse, kNbd, kUblk };
-
-// "/dev/netblk-1" of "netblk-1", of a link, or of a name in /dev/netblk-by-name.
+// The node that words mean: a name that was given, "netblk-1", a link, a node.
 std::string node_of_words(const std::string& words) {
-  if (words.find('/') == std::string::npos && legal_name(words)) {
-    const std::string node = node_of_name(words);
-    if (!node.empty()) return node;
-  }
+  std::string name = words;
+  if (const std::string folder = std::string(kByName) + "/"; name.starts_with(folder)) name = name.substr(folder.size());
+  if (legal_name(name))
+    if (const auto named = find_name(name)) return named->node;
   return canonical_device(words);
 }
 
 int status_of(const Error& error) { return fail(error.code == EINVAL ? kMalformed : kFailed, error.message); }
 
-// A name leads to one disk: the same one, or nobody has it.
-Status name_is_free(const std::string& name, const std::string& node) {
-  const std::string taken = node_of_name(name);
-  if (taken.empty() || taken == node) return Ok{};
-  return make_error(EBUSY, "the name {} is that of {}: detach that first", name, taken);
+// Whether the disk is there, in whichever state.
+bool is_attached(const std::string& node) {
+  for (const DriverState& disk : driver_disks())
+    if (disk.node == node) return disk.state != "disconnected";
+  for (const Record& record : read_records())
+    if (record.device == node) return true;
+  return false;
 }
 
-// Which way an attachment goes: --via, or what the source and the machine have.
-Result<Way> way_of(const AttachArguments& arguments, const NbdSource& source) {
-  const bool netblk_uri = source.is_netblk();
-  const bool nbd_device = attach::nbd_number(canonical_device(arguments.device)).has_value();
-  const bool ublk_device = attach::ublk_number(canonical_device(arguments.device)).has_value();
-  if (arguments.via == "netblk" || arguments.via == "fuse") {
-    if (!netblk_uri)
-      return make_error(EINVAL, "{}: only netblk:// can be attached --via {}; this needs --via nbd or ublk", source.text, arguments.via);
-    if (arguments.via == "netblk" && !driver_is_loaded())
-      return make_error(ENODEV, "--via netblk: the driver is not loaded (no /sys/bus/netblk); insmod net_block_driver.ko, "
-                                "or use --via fuse");
-    return arguments.via == "netblk" ? Way::kNetblk : Way::kFuse;
+// One name, one source; a disk of that name that has gone does not count.
+Status name_is_free(const std::string& name, const std::string& source) {
+  const auto named = find_name(name);
+  if (!named || is_source_of(*named, source) || !is_attached(named->node)) return Ok{};
+  return make_error(EBUSY, "the name {} is that of {}, which is {}: detach that first", name, named->node, named->source);
+}
+
+// The name for the node, which somebody else may have got in the meantime.
+Status take_name(const std::string& name, const std::string& node, const std::string& source) {
+  auto attaching = lock_attachments();
+  if (!attaching) return std::move(attaching).error();
+  Status is_free = name_is_free(name, source);
+  if (!is_free) return is_free;
+  if (const std::string other = name_of_node(node); !other.empty() && other != name)
+    return make_error(EBUSY, "its name is {}: detach it first", other);
+  return give_name({.name = name, .node = node, .source = source});
+}
+
+// The way of what is attached already, so that a second `attach` finds it.
+std::optional<Way> way_of_attached(const std::string& source) {
+  for (const Record& record : read_records())
+    if (record.server == source && !record.device.empty())
+      for (const Way way : {Way::kUblk, Way::kNbd, Way::kFuse})
+        if (record.way == way_text(way)) return way;
+  return std::nullopt;
+}
+
+// Which way an attachment goes: --via, or the best that the source and the machine have.
+Result<Way> way_of(const AttachArguments& arguments, const Source& source) {
+  const std::vector<WayFacts> ways = look_at_ways(source);
+  if (arguments.via != "auto") {
+    for (const WayFacts& facts : ways) {
+      if (arguments.via != way_text(facts.way)) continue;
+      // What a way lacks it says itself, at the moment that it needs it; but for the driver, which cannot.
+      if (facts.way != Way::kNetblk || facts.usable) return facts.way;
+      const int code = source.is_netblk() ? ENODEV : EINVAL;
+      return make_error(code, "--via netblk: {}{}; `netblk attach --explain {}` tells what else there is", facts.why,
+                        facts.enable.empty() ? "" : ": " + facts.enable, source.text);
+    }
   }
-  if (arguments.via == "ublk" || (arguments.via == "auto" && !arguments.device.empty() && ublk_device)) return Way::kUblk;
-  if (arguments.via == "nbd" || !netblk_uri || (!arguments.device.empty() && nbd_device)) return Way::kNbd;
-  const bool loaded = driver_is_loaded();
-  note(loaded ? "via netblk: the driver is loaded" : "via fuse: the driver is not loaded (no /sys/bus/netblk)");
-  return loaded ? Way::kNetblk : Way::kFuse;
+  if (!arguments.device.empty()) {
+    const std::string node = canonical_device(arguments.device);
+    if (attach::nbd_number(node)) return Way::kNbd;
+    if (attach::ublk_number(node)) return Way::kUblk;
+    if (driver_number(node) && ways.front().usable) return Way::kNetblk;
+  }
+  if (const auto way = way_of_attached(source.text)) return *way;
+  std::string passed;
+  for (const WayFacts& facts : ways) {
+    if (facts.usable) {
+      note(fmt::format("via {}: {}", way_text(facts.way), passed.empty() ? facts.why : passed));
+      return facts.way;
+    }
+    if (facts.knows_source) passed += (passed.empty() ? "" : "; ") + facts.why;
+  }
+  return make_error(ENODEV, "nothing here can attach {}: {} (`netblk attach --explain`)", source.text, passed);
 }
 
-Status name_is_of(const std::string& name, const std::string& server) {
-  const std::string taken = node_of_name(name);
-  if (taken.empty()) return Ok{};
-  for (const StatusRow& row : status_rows())
-    if (row.device == taken && row.server != server)
-      return make_error(EBUSY, "the name {} is that of {}, which is {}: detach that first", name, taken, row.server);
-  return Ok{};
+// By the way that made the node.
+Result<bool> detach_node(const std::string& node, bool force) {
+  if (const auto number = driver_number(node)) return driver_detach(*number, force);
+  if (const auto number = attach::nbd_number(node)) return nbd_detach(*number, force);
+  if (const auto number = attach::ublk_number(node)) return ublk_detach(*number, force);
+  return fuse_detach(node, force);
+}
+
+// What is attached again does not leave any more.
+void keep_what_is_attached(const std::string& source) {
+  auto attaching = lock_attachments();
+  if (!attaching) return;
+  for (const DriverState& disk : driver_disks())
+    if (disk.attached() && disk.server == source) stay(disk.node);
+  for (const Record& record : read_records())
+    if (record.server == source && !record.device.empty()) stay(record.device);
 }
 
 // The number of --device, which is one of the way's own.
@@ -88,12 +139,26 @@ Result<std::optional<uint32_t>> number_of(const std::string& device, Way way) {
   return make_error(EINVAL, "--device {}: the driver's disks are netblk, netblk-1, ... netblk-1023", device);
 }
 
+int run_explain(const AttachArguments& arguments) {
+  std::optional<Source> source;
+  if (!arguments.source.empty()) {
+    auto parsed = parse_source(arguments.source);
+    if (!parsed) return fail(kMalformed, parsed.error().message);
+    source = std::move(parsed).value();
+  }
+  const Explained explained = explain_ways(source);
+  return print(arguments.json ? explained_json(explained, source) : explained_text(explained, source));
+}
+
 }  // namespace
 
 int run_attach(const AttachArguments& arguments) {
-  const auto parsed = parse_nbd_source(arguments.uri);
+  if (arguments.explain) return run_explain(arguments);
+  if (arguments.json) return fail(kMalformed, "--json goes with --explain");
+  if (arguments.source.empty()) return fail(kMalformed, "attach what? A SOURCE is missing (netblk attach --help)");
+  const auto parsed = parse_source(arguments.source);
   if (!parsed) return fail(kMalformed, parsed.error().message);
-  const NbdSource& source = parsed.value();
+  const Source& source = parsed.value();
   std::optional<uint64_t> size_bytes;
   if (!arguments.size.empty()) {
     size_bytes = parse_size(arguments.size);
@@ -110,35 +175,42 @@ int run_attach(const AttachArguments& arguments) {
     return fail(kMalformed, fmt::format("--shared and --takeover mean nothing to {}: only netblk/2 has owners", source.text));
   std::optional<uint64_t> timeout_ms;
   if (arguments.timeout_s != 0) timeout_ms = static_cast<uint64_t>(std::llround(arguments.timeout_s * 1000));
+  if (!source.is_nbd() && !arguments.reconnect.empty())
+    return fail(kMalformed, fmt::format("--reconnect is about NBD, which cannot tell of a loss; {} can", source.text));
   const auto chosen = way_of(arguments, source);
   if (!chosen) return status_of(chosen.error());
   const Way way = chosen.value();
+  if (way == Way::kNbd && arguments.reconnect == "lost")
+    return fail(kMalformed, "--reconnect lost: the kernel's nbd cannot tell of a loss; --via fuse can");
   const auto number = number_of(arguments.device, way);
   if (!number) return status_of(number.error());
   if (!arguments.name.empty()) {
-    const Status named = name_is_of(arguments.name, source.text);
+    const Status named = name_is_free(arguments.name, source.text);
     if (!named) return status_of(named.error());
   }
 
   AttachOptions options{.size_bytes = size_bytes.value_or(0),
                         .timeout_given = timeout_ms.has_value(),
-                        .connections = arguments.connections,
+                        .connections = arguments.connections.value_or(1),
                         .read_only = arguments.read_only,
                         .shared = arguments.shared,
-                        .takeover = arguments.takeover};
+                        .takeover = arguments.takeover,
+                        .trust_reconnect = arguments.reconnect == "trust"};
   if (timeout_ms) options.timeout_ms = *timeout_ms;
+  if (::geteuid() == 0) keep_what_is_attached(source.text);
   Result<std::string> node = std::string();
   switch (way) {
     case Way::kNetblk:
       node = driver_attach(*source.uri, {.size_bytes = size_bytes,
                                         .timeout_ms = timeout_ms,
                                         .number = number.value(),
+                                        .connections = arguments.connections,
                                         .read_only = arguments.read_only,
                                         .shared = arguments.shared,
                                         .takeover = arguments.takeover});
       break;
     case Way::kFuse:
-      node = fuse_attach(*source.uri, options);
+      node = fuse_attach(source, options);
       break;
     case Way::kNbd:
       node = nbd_attach(source, {.number = number.value(), .disk = options});
@@ -156,24 +228,27 @@ int run_attach(const AttachArguments& arguments) {
                      "goes down; netblk:// tells of it",
                      node.value()));
   if (!arguments.name.empty()) {
-    Status named = name_is_free(arguments.name, node.value());
-    if (named) named = give_name(arguments.name, node.value());
+    const Status named = take_name(arguments.name, node.value(), source.text);
     if (!named) return fail(kFailed, fmt::format("{} is attached, but {}", node.value(), named.error().message));
   }
   return print(node.value());
 }
 
-int run_detach(const std::string& device, bool force) {
-  const std::string node = node_of_words(device);
-  const auto number = driver_number(node);
-  const auto nbd = attach::nbd_number(node);
-  const auto ublk = attach::ublk_number(node);
-  const auto done = number ? driver_detach(*number, force)
-                    : nbd  ? nbd_detach(*nbd, force)
-                    : ublk ? ublk_detach(*ublk, force)
-                           : fuse_detach(node, force);
-  if (!done) return fail(kFailed, done.error().message);
-  if (!done.value()) note(fmt::format("{} is not attached", node));
+int run_detach(const DetachArguments& arguments) {
+  const std::string node = node_of_words(arguments.device);
+  if (!arguments.lazy) stay(node);
+  const auto done = detach_node(node, arguments.force);
+  const bool lazily = !done && done.error().code == EBUSY && arguments.lazy && is_attached(node);
+  if (lazily) {
+    const Status left = leave_lazily(node, [node] { return detach_node(node, false); });
+    if (!left) return fail(kFailed, left.error().message);
+    note(fmt::format("{} goes when nobody uses it any more", node));
+  } else if (!done) {
+    return fail(kFailed, done.error().message);
+  }
+  // A name may have outlived its disk.
+  forget_names_of(node);
+  if (!lazily && !done.value()) note(fmt::format("{} is not attached", node));
   return 0;
 }
 
@@ -199,6 +274,26 @@ int run_status(const std::string& device, bool json) {
     if (rows.empty()) return fail(kFailed, fmt::format("{} is not attached", device));
   }
   return print(json ? status_json(rows) : status_table(rows));
+}
+
+int run_top(double interval_s, bool once, bool json) {
+  using std::chrono::steady_clock;
+  const bool terminal = ::isatty(STDOUT_FILENO) != 0 && !json && !once;
+  std::vector<StatusRow> before = status_rows();
+  auto looked = steady_clock::now();
+  for (;;) {
+    std::this_thread::sleep_for(std::chrono::duration<double>(interval_s));
+    std::vector<StatusRow> now = status_rows();
+    const auto at = steady_clock::now();
+    const double period_s = std::chrono::duration<double>(at - looked).count();
+    std::string text = json ? top_json(before, now, period_s) : top_table(before, now, period_s);
+    // The cursor to the beginning, and the rest of the screen empty.
+    if (terminal) text = "\033[H\033[J" + text;
+    const int printed = print(text);
+    if (printed != 0 || once) return printed;
+    before = std::move(now);
+    looked = at;
+  }
 }
 
 }  // namespace netblk::tools

@@ -83,6 +83,8 @@ DriverState read_disk(uint32_t number) {
   const auto value = [&](const char* name) { return parse_unsigned(text(name), 0, UINT64_MAX).value_or(0); };
   disk.state = text("state");
   disk.protocol = text("protocol");
+  const std::string access = text("access");
+  disk.access = access == "read_only" ? "read-only" : access == "takeover" ? "exclusive" : access;
   uint64_t port = value("server_port");
   const ServerUri uri{.host = text("server_ip"), .port = static_cast<uint16_t>(port), .export_name = text("export")};
   disk.server = uri.text();
@@ -97,6 +99,7 @@ DriverState read_disk(uint32_t number) {
   disk.generation = parse_unsigned(generation.substr(generation.find(' ') + 1), 0, UINT64_MAX).value_or(0);
   disk.last_error = text("reason");
   disk.reconnects = value("statistics/reconnects");
+  disk.connections = static_cast<unsigned>(std::max(value("connections"), uint64_t{1}));
   std::istringstream stats(text("stats"));
   std::string label;
   uint64_t count = 0;
@@ -158,6 +161,7 @@ Status connect_disk(uint32_t number, const Target& target, const DriverOptions& 
 // tells_size: the disk will have the size that the server tells.
 bool fits(const DriverState& disk, const DriverOptions& options, bool tells_size) {
   if (disk.attached() || !uses_of(disk.node).empty() || is_in_use(disk.node)) return false;
+  if (options.connections && *options.connections != disk.connections) return false;
   return tells_size || !options.size_bytes || *options.size_bytes == disk.size_bytes;
 }
 
@@ -171,6 +175,9 @@ Result<std::string> attached_already(const DriverState& disk, const DriverOption
   if (options.size_bytes && *options.size_bytes != disk.size_bytes)
     return make_error(EINVAL, "{} is attached already and has {} bytes, not {}", disk.node, disk.size_bytes,
                       *options.size_bytes);
+  if (options.connections && *options.connections != disk.connections)
+    return make_error(EBUSY, "{} is attached already, with {} connections at most, not {}: detach it first", disk.node,
+                      disk.connections, *options.connections);
   return disk.node;
 }
 
@@ -181,6 +188,7 @@ Result<uint32_t> make_disk(attach::NetblkKo& driver, const DriverOptions& option
     return make_error(EINVAL, "one more disk needs --size: the server speaks netblk/1, which does not tell it");
   if (*options.size_bytes % kMiB != 0 && !tells_size)
     return make_error(EINVAL, "--size {}: the driver's disks of netblk/1 are whole MiB", *options.size_bytes);
+  if (options.connections) words += fmt::format("connections={} ", *options.connections);
   words += fmt::format("size_mb={}", std::max(*options.size_bytes / kMiB, uint64_t{1}));
   return driver.add(words);
 }
@@ -224,6 +232,8 @@ Result<std::string> driver_attach(const ServerUri& uri, const DriverOptions& opt
   auto info = ask_info(uri, options.timeout_ms.value_or(kAskTimeoutMs));
   if (!info) return std::move(info).error();
   const bool tells_size = info.value().welcome.has_value();
+  if (!tells_size && options.connections.value_or(1) > 1)
+    return make_error(EINVAL, "{} speaks netblk/1, which has one connection: leave --connections out", uri.text());
   if (tells_size && options.size_bytes && *options.size_bytes != info.value().welcome->size_bytes)
     return make_error(EINVAL, "{} has {} bytes, not {}", uri.text(), info.value().welcome->size_bytes,
                       *options.size_bytes);
@@ -233,6 +243,9 @@ Result<std::string> driver_attach(const ServerUri& uri, const DriverOptions& opt
     if (options.number && *options.number != disk.number) continue;
     if (fits(disk, options, tells_size && has_attribute(disk.number, "export"))) number = disk.number;
     if (number) break;
+    if (options.number && options.connections && !disk.attached() && *options.connections != disk.connections)
+      return make_error(EBUSY, "{} was made for {} connections, not {}: leave --device out, for one that is made for them",
+                        disk.node, disk.connections, *options.connections);
     if (options.number)
       return make_error(EBUSY, "{} is {}, to {}: detach it first, or leave --device out", disk.node,
                         disk.attached() ? disk.state : "in use, or of another size", disk.server);
@@ -273,6 +286,7 @@ Result<bool> driver_detach(uint32_t number, bool force) {
   if (detached) {
     Status done = write_attribute(number, "disconnect", "1");
     if (!done) return std::move(done).error();
+    forget_partitions(node);
   }
   forget_names_of(node);
   // The first is the driver's own and stays. One that is still open goes when the module does, or at the next detach.

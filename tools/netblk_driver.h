@@ -20,6 +20,7 @@ struct DriverState {
   std::string state;   // as the driver says it
   std::string server;  // "netblk://192.168.1.22:10809/disk"
   std::string protocol;
+  std::string access;  // "exclusive", "shared", "read-only"
   uint64_t size_bytes = 0;
   bool read_only = false;
   bool lost = false;
@@ -29,6 +30,7 @@ struct DriverState {
   uint64_t write_bytes = 0;
   uint64_t errors = 0;
   uint64_t reconnects = 0;
+  unsigned connections = 1;  // at most
   std::string last_error;  // why the last connection ended
 
   bool attached() const { return state == "connected" || state == "connecting"; }
@@ -42,6 +44,7 @@ struct DriverOptions {
   std::optional<uint64_t> size_bytes;
   std::optional<uint64_t> timeout_ms;
   std::optional<uint32_t> number;  // of the disk that it shall be
+  std::optional<unsigned> connections;  // that a session may have, which a disk is made for
   bool read_only = false;
   bool shared = false;
   bool takeover = false;

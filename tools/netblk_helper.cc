@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <memory>
@@ -16,8 +17,9 @@
 #include "attach/fuse/fuse_disk.h"
 #include "attach/fuse/loop_device.h"
 #include "backend.h"
+#include "base/limits.h"
 #include "base/log.h"
-#include "netblk_helper_client.h"
+#include "netblk_helper_disk.h"
 #include "netblk_state.h"
 
 namespace netblk::tools {
@@ -25,12 +27,12 @@ namespace {
 
 using nlohmann::json;
 
-// The disk itself is on the network: files are not read here.
-constexpr unsigned kFileThreads = 1;
+// Stores of this machine are read and written by the helper.
+constexpr unsigned kFileThreads = 4;
 
 class Helper {
  public:
-  Helper(const ServerUri& uri, const AttachOptions& options) : uri_(uri), options_(options) {}
+  Helper(const Source& source, const AttachOptions& options) : source_(source), options_(options) {}
   Helper(const Helper&) = delete;
   Helper& operator=(const Helper&) = delete;
   ~Helper();
@@ -40,10 +42,11 @@ class Helper {
   const std::string& device() const { return record_.device; }
 
  private:
+  Status check_size(uint32_t block_bytes) const;
   bool release_on_signal();
   std::string answer_to(const std::string& word);
 
-  const ServerUri uri_;
+  const Source source_;
   const AttachOptions options_;
   Record record_;
   io::UniqueFd lock_;
@@ -52,8 +55,8 @@ class Helper {
   std::optional<ControlSocket> control_;
   io::SteadyClock clock_;
   std::unique_ptr<io::Backend> backend_;
-  HelperClient client_;
-  std::unique_ptr<attach::FuseDisk> disk_;
+  std::unique_ptr<HelperDisk> disk_;
+  std::unique_ptr<attach::FuseDisk> file_;  // ends before the disk
 };
 
 Status Helper::start() {
@@ -62,15 +65,17 @@ Status Helper::start() {
   record_.directory = folder.value().directory;
   lock_ = std::move(folder.value().lock);
   record_.way = "fuse";
-  record_.server = uri_.text();
+  record_.server = source_.text;
   record_.size_bytes = options_.size_bytes;
   record_.read_only = options_.read_only;
+  record_.nbd.shared = options_.shared;
   record_.pid = ::getpid();
   Status done = log_to(record_.log_file());
   if (done) done = write_record(record_);
   if (!done) return done;
   become_io_path();
-  lock_memory();
+  // A store in memory is as large as it likes, and gives pages back.
+  if (source_.survives_helper()) lock_memory();
 
   auto signals = catch_signals();
   if (!signals) return std::move(signals).error();
@@ -84,20 +89,24 @@ Status Helper::start() {
   auto backend = make_backend(kFileThreads);
   if (!backend) return std::move(backend).error();
   backend_ = std::move(backend).value();
-  done = client_.open(*backend_, clock_, uri_, options_, "fuse");
+  auto disk = open_helper_disk(*backend_, clock_, source_, options_, "fuse");
+  if (!disk) return std::move(disk).error();
+  disk_ = std::move(disk).value();
+  record_.size_bytes = disk_->device().size_bytes();
+  const uint32_t block_bytes = std::max(disk_->traits().block_bytes, limits::kSectorBytes);
+  done = check_size(block_bytes);
   if (!done) return done;
-  record_.size_bytes = client_.device().size_bytes();
 
   if (::mkdir(record_.mount_directory().c_str(), 0700) != 0)
     return make_error(errno, "cannot make {}: {}", record_.mount_directory(), errno_text(errno));
-  auto mounted = attach::FuseDisk::mount(client_.device(), client_.loop(), record_.mount_directory(), [fd = closed_.get()] {
+  auto mounted = attach::FuseDisk::mount(disk_->device(), disk_->loop(), record_.mount_directory(), [fd = closed_.get()] {
     const uint64_t one = 1;
     (void)!::write(fd, &one, sizeof one);
   });
   if (!mounted) return std::move(mounted).error();
-  disk_ = std::move(mounted).value();
+  file_ = std::move(mounted).value();
   auto device = attach::loop_attach(
-      disk_->path(), {.read_only = options_.read_only, .can_trim = client_.device().geometry().can_trim});
+      file_->path(), {.read_only = options_.read_only, .can_trim = disk_->device().geometry().can_trim, .block_bytes = block_bytes});
   if (!device) return std::move(device).error();
   record_.device = device.value();
   done = write_record(record_);
@@ -105,17 +114,30 @@ Status Helper::start() {
   return done;
 }
 
+// A block device is whole blocks, of which none is larger than a page.
+Status Helper::check_size(uint32_t block_bytes) const {
+  const auto page = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+  if (block_bytes > page)
+    return make_error(EINVAL, "{} takes requests of {} bytes at least: a loop device needs {}", source_.text, block_bytes, page);
+  if (record_.size_bytes < block_bytes)
+    return make_error(EINVAL, "{} has {} bytes: a disk has at least one block of {}", source_.text, record_.size_bytes,
+                      block_bytes);
+  if (record_.size_bytes > limits::kMaxDeviceBytes)
+    return make_error(EFBIG, "{} has {} bytes: more than a disk can have", source_.text, record_.size_bytes);
+  return Ok{};
+}
+
 // The order matters: no opener is left, so the mount goes at once; then the connection says goodbye; the lock is held
 // until nothing is left.
 Helper::~Helper() {
+  file_.reset();
   disk_.reset();
-  client_.close();
   if (!record_.directory.empty()) (void)remove_leftovers(record_);
 }
 
 std::string Helper::answer_to(const std::string& word) {
-  if (word == "reset") return client_.reset_lost(record_.device);
-  return client_.live_state().dump(-1, ' ', false, json::error_handler_t::replace);
+  if (word == "reset") return disk_->reset_lost(record_.device);
+  return disk_->live_state().dump(-1, ' ', false, json::error_handler_t::replace);
 }
 
 // Signals end a disk that nobody uses. One in use stays: a shutdown that signals every process first must not cost
@@ -124,7 +146,7 @@ bool Helper::release_on_signal() {
   signalfd_siginfo info{};
   (void)!::read(signals_.get(), &info, sizeof info);
   const auto file = attach::loop_backing_file(record_.device);
-  if (file != disk_->path()) return true;
+  if (file != file_->path()) return true;
   if (!uses_of(record_.device).empty() || is_in_use(record_.device)) {
     log_warning("signal {}: {} is in use, so it stays; unmount it, then `netblk detach {}`", info.ssi_signo,
                 record_.device, record_.device);
@@ -144,7 +166,7 @@ void Helper::serve() {
     if ((watched[1].revents & POLLIN) != 0) {
       uint64_t closes = 0;
       (void)!::read(closed_.get(), &closes, sizeof closes);
-      if (attach::loop_backing_file(record_.device) != disk_->path()) {
+      if (attach::loop_backing_file(record_.device) != file_->path()) {
         log_info("{} is detached", record_.device);
         return;
       }
@@ -156,8 +178,8 @@ void Helper::serve() {
 
 }  // namespace
 
-int run_helper(const ServerUri& uri, const AttachOptions& options, HelperParent& parent) {
-  Helper helper(uri, options);
+int run_helper(const Source& source, const AttachOptions& options, HelperParent& parent) {
+  Helper helper(source, options);
   Status started = helper.start();
   if (!started) {
     parent.failed(started.error());
@@ -168,7 +190,7 @@ int run_helper(const ServerUri& uri, const AttachOptions& options, HelperParent&
     (void)attach::loop_detach(helper.device());
     return 1;
   }
-  log_info("{} is {}", helper.device(), uri.text());
+  log_info("{} is {}", helper.device(), source.text);
   helper.serve();
   return 0;
 }

@@ -8,6 +8,6 @@
 namespace netblk::tools {
 
 // Of FUSE under a loop device: attaches, and serves until the loop device is gone. The exit status.
-int run_helper(const ServerUri& uri, const AttachOptions& options, HelperParent& parent);
+int run_helper(const Source& source, const AttachOptions& options, HelperParent& parent);
 
 }  // namespace netblk::tools

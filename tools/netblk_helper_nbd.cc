@@ -41,7 +41,7 @@ uint64_t seconds(uint64_t ms) { return std::max((ms + 999) / 1000, uint64_t{1});
 
 class NbdHelper {
  public:
-  NbdHelper(const NbdSource& source, const NbdOptions& options) : source_(source), options_(options) {}
+  NbdHelper(const Source& source, const NbdOptions& options) : source_(source), options_(options) {}
   NbdHelper(const NbdHelper&) = delete;
   NbdHelper& operator=(const NbdHelper&) = delete;
   ~NbdHelper();
@@ -66,7 +66,7 @@ class NbdHelper {
   }
   uint64_t connect_timeout_ms() const { return std::min(options_.disk.timeout_ms, kConnectTimeoutMs); }
 
-  const NbdSource source_;
+  const Source source_;
   const NbdOptions options_;
   Record record_;
   uint32_t number_ = 0;
@@ -295,7 +295,7 @@ void NbdHelper::serve() {
 
 std::string nbd_backend_of(const std::string& source) { return "netblk " + source; }
 
-int run_nbd_helper(const NbdSource& source, const NbdOptions& options, const Record* orphan, HelperParent& parent) {
+int run_nbd_helper(const Source& source, const NbdOptions& options, const Record* orphan, HelperParent& parent) {
   NbdHelper helper(source, options);
   Status begun = orphan != nullptr ? helper.take_over(*orphan) : helper.attach(parent);
   if (!begun) {

@@ -6,7 +6,7 @@
 
 #include "netblk_attach_nbd.h"
 #include "netblk_helper_process.h"
-#include "netblk_nbd_source.h"
+#include "netblk_source.h"
 
 namespace netblk::tools {
 
@@ -15,6 +15,6 @@ std::string nbd_backend_of(const std::string& source);
 
 // Attaches, or takes over the disk of a helper that has died (orphan), and serves until the disk has gone. The exit
 // status.
-int run_nbd_helper(const NbdSource& source, const NbdOptions& options, const Record* orphan, HelperParent& parent);
+int run_nbd_helper(const Source& source, const NbdOptions& options, const Record* orphan, HelperParent& parent);
 
 }  // namespace netblk::tools

@@ -11,9 +11,8 @@
 #include <utility>
 
 #include "client/nbd_handshake.h"
-#include "netblk_helper_client.h"
+#include "netblk_helper_disk.h"
 #include "netblk_helper_served.h"
-#include "store_spec.h"
 #include "transport/tcp.h"
 
 namespace netblk::tools {
@@ -22,9 +21,6 @@ namespace {
 using nlohmann::json;
 
 constexpr uint64_t kRequestTimeoutS = 10;
-constexpr uint64_t kStoreTimeoutS = 30;
-constexpr uint64_t kMarginS = 5;
-constexpr uint64_t kStoreLockMs = 10'000;
 
 Result<NbdConnection> greet(io::UniqueFd fd, const std::string& server, const std::string& export_name,
                             uint64_t timeout_ms) {
@@ -78,89 +74,41 @@ class DirectPeer final : public NbdPeer {
 
 // A disk of this process: the kernel is the client of our own NBD server, which is as good as the disk is. A request is
 // late only if the disk itself has given up on it.
-class ServedPeer : public NbdPeer {
+class ServedPeer final : public NbdPeer {
  public:
+  Status open(io::Backend& backend, const io::Clock& clock, const Source& source, const AttachOptions& options) {
+    auto disk = open_helper_disk(backend, clock, source, options, "nbd");
+    if (!disk) return std::move(disk).error();
+    disk_ = std::move(disk).value();
+    auto served = ServedDevice::serve(backend, clock, std::shared_ptr<block::Device>(&disk_->device(), [](block::Device*) {}));
+    if (!served) return std::move(served).error();
+    served_ = std::move(served).value();
+    return Ok{};
+  }
+
   Result<NbdConnection> connect(uint64_t timeout_ms) override {
     auto fd = served_->connect();
     if (!fd) return std::move(fd).error();
     return greet(std::move(fd).value(), "the helper's own server", "", timeout_ms);
   }
-
- protected:
-  Status serve(io::Backend& backend, const io::Clock& clock, std::shared_ptr<block::Device> device) {
-    auto served = ServedDevice::serve(backend, clock, std::move(device));
-    if (!served) return std::move(served).error();
-    served_ = std::move(served).value();
-    return Ok{};
-  }
-  // Before the disk goes.
-  void end() { served_.reset(); }
+  uint64_t request_timeout_s() const override { return disk_->request_timeout_s(); }
+  json live_state() override { return disk_->live_state(); }
+  std::string reset_lost(const std::string& disk) override { return disk_->reset_lost(disk); }
 
  private:
-  std::unique_ptr<ServedDevice> served_;
-};
-
-class NetblkPeer final : public ServedPeer {
- public:
-  explicit NetblkPeer(const AttachOptions& options) : options_(options) {}
-  ~NetblkPeer() override {
-    end();
-    client_.close();
-  }
-  Status open(io::Backend& backend, const io::Clock& clock, const ServerUri& uri) {
-    Status opened = client_.open(backend, clock, uri, options_, "nbd");
-    if (!opened) return opened;
-    return serve(backend, clock, std::shared_ptr<block::Device>(&client_.device(), [](block::Device*) {}));
-  }
-  uint64_t request_timeout_s() const override {
-    const uint64_t client_ms = options_.timeout_given ? 4 * options_.timeout_ms : client::Options2{}.request_timeout_ms;
-    return client_ms / 1000 + kMarginS;
-  }
-  json live_state() override { return client_.live_state(); }
-  std::string reset_lost(const std::string& disk) override { return client_.reset_lost(disk); }
-
- private:
-  const AttachOptions options_;
-  HelperClient client_;
-};
-
-class StorePeer final : public ServedPeer {
- public:
-  explicit StorePeer(const AttachOptions& options) : options_(options) {}
-  ~StorePeer() override { end(); }
-  Status open(io::Backend& backend, const io::Clock& clock, const std::string& store) {
-    const Surroundings surroundings{.state_folder = {}, .lock_wait_ms = kStoreLockMs, .trace = {}};
-    auto device = open_store(backend, store, options_.read_only, surroundings, store);
-    if (!device) return std::move(device).error();
-    return serve(backend, clock, std::move(device).value());
-  }
-  uint64_t request_timeout_s() const override {
-    return options_.timeout_given ? (options_.timeout_ms + 999) / 1000 : kStoreTimeoutS;
-  }
-  json live_state() override { return json::object(); }
-  std::string reset_lost(const std::string&) override { return "nothing"; }
-
- private:
-  const AttachOptions options_;
+  std::unique_ptr<HelperDisk> disk_;
+  std::unique_ptr<ServedDevice> served_;  // ends before the disk
 };
 
 }  // namespace
 
-Result<std::unique_ptr<NbdPeer>> open_nbd_peer(io::Backend& backend, const io::Clock& clock, const NbdSource& source,
+Result<std::unique_ptr<NbdPeer>> open_nbd_peer(io::Backend& backend, const io::Clock& clock, const Source& source,
                                                const AttachOptions& options) {
-  if (source.is_store()) {
-    auto peer = std::make_unique<StorePeer>(options);
-    Status opened = peer->open(backend, clock, source.text);
-    if (!opened) return std::move(opened).error();
-    return std::unique_ptr<NbdPeer>(std::move(peer));
-  }
-  if (source.is_netblk()) {
-    auto peer = std::make_unique<NetblkPeer>(options);
-    Status opened = peer->open(backend, clock, *source.uri);
-    if (!opened) return std::move(opened).error();
-    return std::unique_ptr<NbdPeer>(std::move(peer));
-  }
-  return std::unique_ptr<NbdPeer>(std::make_unique<DirectPeer>(*source.uri, options));
+  if (source.is_nbd()) return std::unique_ptr<NbdPeer>(std::make_unique<DirectPeer>(*source.uri, options));
+  auto peer = std::make_unique<ServedPeer>();
+  Status opened = peer->open(backend, clock, source, options);
+  if (!opened) return std::move(opened).error();
+  return std::unique_ptr<NbdPeer>(std::move(peer));
 }
 
 }  // namespace netblk::tools

@@ -11,7 +11,7 @@
 #include "io/fd.h"
 #include "io/loop.h"
 #include "netblk_attach.h"
-#include "netblk_nbd_source.h"
+#include "netblk_source.h"
 
 namespace netblk::tools {
 
@@ -41,7 +41,7 @@ class NbdPeer {
 };
 
 // Opens what the source names. `backend` and `clock` outlive the peer.
-Result<std::unique_ptr<NbdPeer>> open_nbd_peer(io::Backend& backend, const io::Clock& clock, const NbdSource& source,
+Result<std::unique_ptr<NbdPeer>> open_nbd_peer(io::Backend& backend, const io::Clock& clock, const Source& source,
                                                const AttachOptions& options);
 
 }  // namespace netblk::tools

@@ -94,14 +94,27 @@ Result<std::string> start_helper(const std::function<int(HelperParent&)>& run) {
   return node;
 }
 
+namespace {
+
 // `$(netblk attach ...)` must return, and no lock of a script may be kept.
-void leave_caller(const HelperParent& parent) {
+void leave(int kept_fd) {
   ::setsid();
   (void)!::chdir("/");
   ::umask(077);
-  const auto kept = static_cast<unsigned>(parent.fd());
+  const auto kept = static_cast<unsigned>(kept_fd);
   if (kept > 3) (void)::close_range(3, kept - 1, 0);
   (void)::close_range(kept + 1, ~0u, 0);
+}
+
+}  // namespace
+
+void leave_caller(const HelperParent& parent) { leave(parent.fd()); }
+
+void leave_caller_with(int kept) {
+  leave(kept);
+  const io::UniqueFd null(::open("/dev/null", O_RDWR | O_CLOEXEC));
+  for (const int standard : {0, 1, 2})
+    if (null.valid()) (void)::dup2(null.get(), standard);
 }
 
 Status log_to(const std::string& file) {

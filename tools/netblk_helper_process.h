@@ -34,6 +34,9 @@ Result<std::string> start_helper(const std::function<int(HelperParent&)>& run);
 // Called in the child: a session of its own, nothing of the caller's open but the pipe.
 void leave_caller(const HelperParent& parent);
 
+// The same for a process that tells nobody anything: of the caller's only that descriptor stays open.
+void leave_caller_with(int kept);
+
 // The standard error goes to the file, the others nowhere.
 Status log_to(const std::string& file);
 

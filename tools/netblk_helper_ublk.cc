@@ -45,7 +45,7 @@ constexpr milliseconds kRecoveryWithin{60'000};
 
 class UblkHelper {
  public:
-  UblkHelper(const NbdSource& source, const UblkOptions& options) : source_text_(source), options_(options) {}
+  UblkHelper(const Source& source, const UblkOptions& options) : source_text_(source), options_(options) {}
   UblkHelper(const UblkHelper&) = delete;
   UblkHelper& operator=(const UblkHelper&) = delete;
   ~UblkHelper();
@@ -74,7 +74,7 @@ class UblkHelper {
   void end();
   uint32_t number() const { return static_cast<uint32_t>(record_.ublk.number); }
 
-  const NbdSource source_text_;
+  const Source source_text_;
   const UblkOptions options_;
   Record record_;
   bool added_ = false;   // the kernel has a disk that is ours to take away
@@ -86,7 +86,7 @@ class UblkHelper {
   std::optional<ToldFile> told_;
   io::SteadyClock clock_;
   std::unique_ptr<io::Backend> backend_;
-  std::unique_ptr<UblkSource> source_;
+  std::unique_ptr<HelperDisk> source_;
   std::unique_ptr<attach::UblkDisk> disk_;
 };
 
@@ -185,7 +185,7 @@ Status UblkHelper::add() {
 Status UblkHelper::begin() {
   auto info = control_->info(number());
   if (!info) return std::move(info).error();
-  attach::UblkTraits traits = source_->traits();
+  attach::UblkTraits traits = ublk_traits(*source_);
   traits.max_io_bytes = info.value().max_io_bytes;
   traits.read_only = traits.read_only || options_.disk.read_only;
   record_.size_bytes = shown_bytes_ = traits.size_bytes;
@@ -220,7 +220,7 @@ Status UblkHelper::serve_queue(const attach::UblkInfo& info) {
 
 // Whether the source is still what the users of the disk know.
 Status UblkHelper::same_disk() {
-  const attach::UblkTraits traits = source_->traits();
+  const attach::UblkTraits traits = ublk_traits(*source_);
   shown_bytes_ = record_.size_bytes;
   if (traits.size_bytes < record_.size_bytes)
     return make_error(EIO, "{} has {} bytes now, and had {}; detach {} and attach it anew", record_.server, traits.size_bytes,
@@ -240,7 +240,7 @@ Status UblkHelper::judge_loss() {
   const uint64_t unflushed = told_->unflushed();
   const auto generation = source_->generation();
   if (!generation) {
-    if (unflushed != 0 && source_->traits().volatile_cache && source_text_.is_nbd())
+    if (unflushed != 0 && ublk_traits(*source_).volatile_cache && source_text_.is_nbd())
       set_lost(fmt::format("a helper died with {} acknowledged changes that were not flushed: NBD does not tell whether the "
                            "server still has them", unflushed));
     return Ok{};
@@ -434,7 +434,7 @@ Status remove_ublk_disk(attach::UblkControl& control, uint32_t number, uint64_t 
   }
 }
 
-int run_ublk_helper(const NbdSource& source, const UblkOptions& options, const Record* orphan, HelperParent& parent) {
+int run_ublk_helper(const Source& source, const UblkOptions& options, const Record* orphan, HelperParent& parent) {
   UblkHelper helper(source, options);
   Status begun = orphan != nullptr ? helper.take_over(*orphan) : helper.attach();
   if (!begun) {

@@ -2,7 +2,9 @@
 // Names that outlive a connection: who this machine is to a server, and /dev/netblk-by-name.
 #pragma once
 
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "base/id.h"
 #include "base/result.h"
@@ -18,13 +20,23 @@ Id client_id_of(const std::string& disk);
 // [A-Za-z0-9._-]{1,64}, not beginning with a dot.
 bool legal_name(const std::string& name);
 
-// Where the name leads ("/dev/netblk-1"); empty when nobody has it, or what had it is gone.
-std::string node_of_name(const std::string& name);
+// Which disk has a name: a file /run/netblk/names/DISK for each, as udev reads it too (packaging/udev). Who writes them
+// holds lock_attachments().
+struct Named {
+  std::string name;
+  std::string node;    // "/dev/netblk-1", which may have gone since
+  std::string source;  // what was attached under that name
+};
+std::vector<Named> named_disks();
+std::optional<Named> find_name(const std::string& name);
+// Whether the name was given for this source.
+bool is_source_of(const Named& named, const std::string& source);
 // The name of a node, or empty.
 std::string name_of_node(const std::string& node);
 
-// udev makes the same link where it runs; here it is made by hand.
-Status give_name(const std::string& name, const std::string& node);
+// Writes the file, and the link in /dev/netblk-by-name, which udev makes where it runs. A name that the node had before is
+// gone; so is what else had this name.
+Status give_name(const Named& named);
 void forget_names_of(const std::string& node);
 
 }  // namespace netblk::tools

@@ -2,7 +2,9 @@
 #include "netblk_state.h"
 
 #include <fcntl.h>
+#include <linux/blkpg.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -15,12 +17,15 @@
 #include <array>
 #include <cerrno>
 #include <chrono>
+#include <climits>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <thread>
+
+#include "base/parse.h"
 
 namespace netblk::tools {
 namespace {
@@ -69,12 +74,17 @@ std::string read_text(const std::string& path) {
 }
 
 Result<io::UniqueFd> lock_attachments() {
-  if (::mkdir(kRoot, 0755) != 0 && errno != EEXIST)
-    return make_error(errno, "cannot make {}: {}", kRoot, errno_text(errno));
-  io::UniqueFd lock(::open(kRoot, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!lock.valid() || ::flock(lock.get(), LOCK_EX) != 0)
-    return make_error(errno, "cannot lock {}: {}", kRoot, errno_text(errno));
-  return lock;
+  for (;;) {
+    if (::mkdir(kRoot, 0755) != 0 && errno != EEXIST)
+      return make_error(errno, "cannot make {}: {}", kRoot, errno_text(errno));
+    io::UniqueFd lock(::open(kRoot, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (!lock.valid() && errno == ENOENT) continue;
+    if (!lock.valid() || ::flock(lock.get(), LOCK_EX) != 0)
+      return make_error(errno, "cannot lock {}: {}", kRoot, errno_text(errno));
+    // A detach takes the folder away when it is empty: the lock of one that has gone is nobody's.
+    struct stat held{}, there{};
+    if (::fstat(lock.get(), &held) == 0 && ::stat(kRoot, &there) == 0 && held.st_ino == there.st_ino) return lock;
+  }
 }
 
 Result<NewFolder> make_state_folder() {
@@ -138,6 +148,8 @@ std::vector<Record> read_records() {
   std::vector<Record> records;
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(kRoot, error)) {
+    // Servers keep what they know of their stores here, too, and there may be many.
+    if (entry.path().filename().string().find_first_not_of("0123456789") != std::string::npos) continue;
     const json text = json::parse(read_text(entry.path().string() + "/state.json"), nullptr, false);
     if (!text.is_object()) continue;
     Record record;
@@ -223,8 +235,19 @@ std::vector<std::string> uses_of(const std::string& device) {
   std::vector<std::string> uses;
   struct stat node{};
   if (::stat(device.c_str(), &node) != 0) return uses;
-  const std::string number = fmt::format("{}:{}", major(node.st_rdev), minor(node.st_rdev));
-  const std::string name = canonical(device);
+  // The disk and its partitions.
+  std::vector<std::string> numbers = {fmt::format("{}:{}", major(node.st_rdev), minor(node.st_rdev))};
+  std::vector<std::string> names = {canonical(device)};
+  const std::string disk = names.front().substr(names.front().rfind('/') + 1);
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator("/sys/class/block/" + disk, error)) {
+    if (!fs::exists(entry.path() / "partition", error)) continue;
+    numbers.push_back(read_text(entry.path() / "dev"));
+    names.push_back("/dev/" + entry.path().filename().string());
+  }
+  const auto is_one_of = [](const std::string& one, const std::vector<std::string>& all) {
+    return std::find(all.begin(), all.end(), one) != all.end();
+  };
   std::ifstream mounts("/proc/self/mountinfo");
   for (std::string line; std::getline(mounts, line);) {
     std::istringstream words(line);
@@ -235,13 +258,13 @@ std::vector<std::string> uses_of(const std::string& device) {
     std::string type, source;
     words >> type >> source;
     // A file system over several devices has a number of its own: its source is one of them.
-    if (mounted == number || (source.starts_with("/dev/") && canonical(unescaped(source)) == name))
+    if (is_one_of(mounted, numbers) || (source.starts_with("/dev/") && is_one_of(canonical(unescaped(source)), names)))
       uses.push_back("mounted on " + unescaped(point));
   }
   std::ifstream swaps("/proc/swaps");
   for (std::string line; std::getline(swaps, line);) {
     const std::string file = line.substr(0, line.find_first_of(" \t"));
-    if (file.starts_with("/dev/") && canonical(unescaped(file)) == name) uses.push_back("used as swap");
+    if (file.starts_with("/dev/") && is_one_of(canonical(unescaped(file)), names)) uses.push_back("used as swap");
   }
   return uses;
 }
@@ -258,6 +281,21 @@ Status write_back(const std::string& device) {
     return make_error(errno, "{} is detached, but data written to it did not reach the server: {}", device,
                       errno_text(errno));
   return Ok{};
+}
+
+void forget_partitions(const std::string& device) {
+  const std::string disk = device.substr(device.rfind('/') + 1);
+  const io::UniqueFd node(::open(device.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!node.valid()) return;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator("/sys/class/block/" + disk, error)) {
+    const auto number = parse_unsigned(read_text(entry.path() / "partition"), 1, INT_MAX);
+    if (!number) continue;
+    blkpg_partition partition{};
+    partition.pno = static_cast<int>(*number);
+    blkpg_ioctl_arg wish{.op = BLKPG_DEL_PARTITION, .flags = 0, .datalen = sizeof partition, .data = &partition};
+    (void)::ioctl(node.get(), BLKPG, &wish);
+  }
 }
 
 }  // namespace netblk::tools

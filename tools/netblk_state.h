@@ -82,13 +82,16 @@ std::string ask_helper(const Record& record, const std::string& word);
 // Takes away what a helper that has gone left: the FUSE mount and the folder.
 Status remove_leftovers(const Record& record);
 
-// Where the block device is mounted or used as swap, in words; empty when it is not.
+// Where the block device, or a partition of it, is mounted or used as swap, in words; empty when it is not.
 std::vector<std::string> uses_of(const std::string& device);
 // Whether somebody has the device for himself (mounted, or opened exclusively).
 bool is_in_use(const std::string& device);
 
 // What was written to the device and still waits in the page cache goes to the server. An error says that it did not.
 Status write_back(const std::string& device);
+
+// The kernel forgets the partitions of a disk that has gone and whose node stays.
+void forget_partitions(const std::string& device);
 
 // "loop3" -> "/dev/loop3"; symbolic links are followed.
 std::string canonical_device(const std::string& device);

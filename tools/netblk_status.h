@@ -27,9 +27,19 @@ struct StatusRow {
   std::string last_error{};
   int64_t pid = 0;  // 0: no helper
   std::vector<std::string> uses{};
+  bool leaving = false;  // detached at its last close
+  std::string owner{};   // how this machine has it: "exclusive", "shared", "read-only"; empty: the source has no owners
+  // As the kernel counts for the disk, whichever way it was made.
+  uint64_t in_flight = 0;
+  uint64_t reads = 0, writes = 0;              // that have ended
+  uint64_t read_wait_ms = 0, write_wait_ms = 0;  // all together, from the kernel's taking to the end
 };
 
 std::vector<StatusRow> status_rows();
+
+// Two looks at the same disks, as what happened between them. period_s: above 0.
+std::string top_json(const std::vector<StatusRow>& before, const std::vector<StatusRow>& now, double period_s);
+std::string top_table(const std::vector<StatusRow>& before, const std::vector<StatusRow>& now, double period_s);
 
 std::string status_json(const std::vector<StatusRow>& rows);
 std::string status_table(const std::vector<StatusRow>& rows);

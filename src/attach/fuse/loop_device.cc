@@ -64,8 +64,8 @@ Result<std::string> loop_attach(const std::string& file, const LoopOptions& opti
     if (!device.valid()) return make_error(errno, "cannot open {}: {}", node, errno_text(errno));
     loop_config config{};
     config.fd = static_cast<__u32>(backing.get());
-    config.block_size = 512;
-    config.info.lo_flags = LO_FLAGS_DIRECT_IO;
+    config.block_size = options.block_bytes;
+    config.info.lo_flags = LO_FLAGS_DIRECT_IO | LO_FLAGS_PARTSCAN;
     if (options.read_only) config.info.lo_flags |= LO_FLAGS_READ_ONLY;
     std::strncpy(reinterpret_cast<char*>(config.info.lo_file_name), file.c_str(), LO_NAME_SIZE - 1);
     if (::ioctl(device.get(), LOOP_CONFIGURE, &config) == 0) {

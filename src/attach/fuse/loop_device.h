@@ -2,6 +2,7 @@
 // A loop device over a file: the block device that the kernel shows.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 
@@ -12,9 +13,11 @@ namespace netblk::attach {
 struct LoopOptions {
   bool read_only = false;
   bool can_trim = false;  // otherwise the device says that it cannot, instead of failing each try
+  uint32_t block_bytes = 512;  // a power of two, up to a page
 };
 
-// Takes a free loop device: its node ("/dev/loop3"). 512-byte blocks, direct I/O, gone only by loop_detach().
+// Takes a free loop device: its node ("/dev/loop3"). Direct I/O, with partitions;
+// gone only by loop_detach().
 Result<std::string> loop_attach(const std::string& file, const LoopOptions& options);
 
 // Gives the device back. Where somebody still has it open, that happens at the last close. ENXIO: it had no file.

@@ -99,8 +99,8 @@ refusals() {
 	must_fail 'refused' netblk attach nbd://127.0.0.1:9 --via nbd
 	kit 10809 "$scratch/disk1"
 	must_fail 'bytes, not' netblk attach $a --size 50M
-	must_fail 'only netblk://' netblk attach $a --via fuse
-	must_fail 'only netblk://' netblk attach $a --via netblk
+	must_fail 'takes netblk:// and nothing else' netblk attach $a --via netblk
+	must_fail 'cannot tell of a loss' netblk attach $a --via nbd --reconnect lost
 	must_fail 'mean nothing' netblk attach $a --takeover
 	must_fail "disks of the kernel's nbd" netblk attach $a --device netblk-1
 	netblk attach $a > /dev/null 2>&1
@@ -129,15 +129,15 @@ s = socket.socket(); s.bind(('127.0.0.1', 10813)); s.listen(); time.sleep(600)" 
 	must_fail '10813' within 60 "$netblk" attach nbd://127.0.0.1:10813 --timeout 1
 	# no module: which one, and the command; or that this kernel has none
 	rmmod nbd
-	must_fail 'nbd is not loaded: modprobe nbd' netblk attach $a
+	must_fail 'nbd is not loaded: modprobe nbd' netblk attach $a --via nbd
 	mkdir -p "$scratch/none"; mount --bind "$scratch/none" "/lib/modules/$(uname -r)"
-	must_fail 'has no module nbd (CONFIG_BLK_DEV_NBD)' netblk attach $a
+	must_fail 'has no module nbd (CONFIG_BLK_DEV_NBD)' netblk attach $a --via nbd
 	umount "/lib/modules/$(uname -r)"
 	modprobe nbd
 }
 read_only() {
 	kit 10809 "$scratch/disk1"; kit 10810 "$scratch/disk2" -r
-	expect "$(netblk attach $a --read-only 2> "$scratch/words")" /dev/nbd0 "attach --read-only"
+	expect "$(netblk attach $a --via nbd --read-only 2> "$scratch/words")" /dev/nbd0 "attach --read-only"
 	expect "$(cat "$scratch/words")" '' "words of a disk that cannot lose writes"
 	expect "$(cat /sys/block/nbd0/ro) $(field nbd0 read_only)" '1 True' "read-only"
 	must_fail 'not permitted\|read-only' dd if=/dev/zero of=/dev/nbd0 bs=4096 count=1 oflag=direct status=none
@@ -273,7 +273,7 @@ store() {
 	kill -KILL "$(field nbd0 pid)"; netblk status > /dev/null 2>&1; until_true 60 is nbd0 state connected; verify /dev/nbd0
 	netblk detach nbd0
 	must_fail 'no such file' netblk attach "file:$scratch/nothing"
-	must_fail "only netblk://" netblk attach "file:$scratch/disk1" --via fuse
+	must_fail "takes netblk:// and nothing else" netblk attach "file:$scratch/disk1" --via netblk
 	# what only a helper's memory had dies with it
 	expect "$(netblk attach mem:16M)" /dev/nbd0 "attach of memory"; verify /dev/nbd0
 	blkdiscard /dev/nbd0; cmp -n 16777216 /dev/nbd0 /dev/zero

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-#include "netblk_nbd_source.h"
+#include "netblk_source.h"
 
 #include <cctype>
 #include <cerrno>
@@ -30,15 +30,15 @@ Result<std::string> with_whole_path(const std::string& store) {
 
 }  // namespace
 
-Result<NbdSource> parse_nbd_source(const std::string& text) {
+Result<Source> parse_source(const std::string& text) {
   if (looks_like_store(text)) {
     auto store = with_whole_path(text);
     if (!store) return std::move(store).error();
-    return NbdSource{.text = std::move(store).value(), .uri = std::nullopt};
+    return Source{.text = std::move(store).value(), .uri = std::nullopt};
   }
   auto uri = parse_server_uri(text);
   if (!uri) return std::move(uri).error();
-  return NbdSource{.text = uri.value().text(), .uri = uri.value()};
+  return Source{.text = uri.value().text(), .uri = uri.value()};
 }
 
 }  // namespace netblk::tools

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// What can be attached: an export of a netblk or an NBD server, or, by the kernel's nbd, a store of this machine.
+// What can be attached: an export of a netblk or an NBD server, or a store of this machine.
 #pragma once
 
 #include <optional>
@@ -10,8 +10,8 @@
 
 namespace netblk::tools {
 
-struct NbdSource {
-  std::string text;  // the same for the same disk; parse_nbd_source() of it gives the same
+struct Source {
+  std::string text;  // the same for the same disk; parse_source() of it gives the same
   std::optional<ServerUri> uri;  // nothing: a store
 
   bool is_store() const { return !uri; }
@@ -24,6 +24,6 @@ struct NbdSource {
 };
 
 // A URI as parse_server_uri() takes it, or a STORE.
-Result<NbdSource> parse_nbd_source(const std::string& text);
+Result<Source> parse_source(const std::string& text);
 
 }  // namespace netblk::tools
