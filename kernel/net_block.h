@@ -41,6 +41,8 @@
 #include <linux/atomic.h>
 #include <linux/blk-mq.h>
 #include <linux/completion.h>
+#include <linux/in.h>
+#include <linux/in6.h>
 #include <linux/list.h>
 #include <linux/mutex.h>
 #include <linux/net.h>
@@ -123,6 +125,13 @@ enum netblk_state {
 struct netblk_addr {
 	__be32 ip;
 	u16 port; /* host order */
+};
+
+/* Who is at the other end, for %pISpc. A socket that was handed over may be of either family. */
+union netblk_peer {
+	struct sockaddr any;
+	struct sockaddr_in in4;
+	struct sockaddr_in6 in6;
 };
 
 enum netblk_access {
@@ -289,7 +298,8 @@ struct netblk_conn {
 	const struct netblk_proto *proto;
 	const struct netblk_wish *wish; /* what its hello asks for */
 	struct socket *sock;
-	struct netblk_addr addr;
+	struct netblk_addr addr; /* zero: it is not of IPv4 */
+	union netblk_peer peer; /* for people */
 	u64 epoch; /* no two connections of a device have the same */
 	enum netblk_phase phase;
 	bool established;
@@ -464,6 +474,7 @@ struct netblk_device {
 	struct list_head waiting; /* struct netblk_op, for next */
 	struct netblk_conn *next; /* being connected, or waiting for a drain */
 	struct netblk_addr addr; /* where connections lead, and where a lost one is sought */
+	union netblk_peer peer; /* the same for people, or who was handed over */
 	struct netblk_wish session_wish; /* what the session was made with */
 	struct netblk_wish next_wish; /* what next, made for a user, asks for */
 	u8 next_session_id[NETBLK2_ID_SIZE];
@@ -533,6 +544,7 @@ void netblk_cmd_rewind_data(struct netblk_cmd *cmd);
 struct netblk_conn *netblk_conn_open(struct netblk_queue *q,
 				     const struct netblk_addr *addr,
 				     const struct netblk_proto *proto);
+void netblk_peer_of(union netblk_peer *peer, const struct netblk_addr *addr);
 struct netblk_conn *netblk_conn_adopt(struct netblk_queue *q,
 				      struct socket *sock);
 int netblk_conn_poll(struct netblk_conn *nc);

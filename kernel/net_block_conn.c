@@ -15,6 +15,7 @@
 #include <linux/tcp.h>
 #include <linux/uio.h>
 #include <net/inet_sock.h>
+#include <net/ipv6.h>
 #include <net/net_namespace.h>
 #include <net/sock.h>
 #include <net/tcp.h>
@@ -129,11 +130,7 @@ static bool netblk_self_connected(const struct sock *sk)
  */
 int netblk_conn_poll(struct netblk_conn *nc)
 {
-	struct sockaddr_in to = {
-		.sin_family = AF_INET,
-		.sin_addr.s_addr = nc->addr.ip,
-		.sin_port = htons(nc->addr.port),
-	};
+	struct sockaddr_in to = nc->peer.in4;
 	unsigned int noreclaim = memalloc_noreclaim_save();
 	int err;
 
@@ -171,6 +168,34 @@ static void netblk_set_options(struct sock *sk)
 	sock_no_linger(sk);
 }
 
+void netblk_peer_of(union netblk_peer *peer, const struct netblk_addr *addr)
+{
+	peer->in4 = (struct sockaddr_in){
+		.sin_family = AF_INET,
+		.sin_addr.s_addr = addr->ip,
+		.sin_port = htons(addr->port),
+	};
+}
+
+/* Of a socket of user space, which may be of either family. */
+static void netblk_peer_of_sock(struct netblk_conn *nc, const struct sock *sk)
+{
+#if IS_ENABLED(CONFIG_IPV6)
+	/* Its inet_daddr is an address that stands for none. */
+	if (sk->sk_family == AF_INET6 && !ipv6_addr_v4mapped(&sk->sk_v6_daddr)) {
+		nc->peer.in6 = (struct sockaddr_in6){
+			.sin6_family = AF_INET6,
+			.sin6_addr = sk->sk_v6_daddr,
+			.sin6_port = inet_sk(sk)->inet_dport,
+		};
+		return;
+	}
+#endif
+	nc->addr.ip = inet_sk(sk)->inet_daddr;
+	nc->addr.port = ntohs(inet_sk(sk)->inet_dport);
+	netblk_peer_of(&nc->peer, &nc->addr);
+}
+
 /*
  * The sockets live in the initial network namespace: the device is seen by all
  * namespaces and has to reconnect long after the process that wrote "connect",
@@ -193,6 +218,7 @@ struct netblk_conn *netblk_conn_open(struct netblk_queue *q,
 	nc->queue = q;
 	nc->proto = proto;
 	nc->addr = *addr;
+	netblk_peer_of(&nc->peer, addr);
 	nc->epoch = ++nd->epoch;
 	nc->deadline = jiffies +
 		msecs_to_jiffies(READ_ONCE(nd->connect_timeout_ms));
@@ -217,12 +243,6 @@ out:
 	return ERR_PTR(err);
 }
 
-static void netblk_peer_of(const struct sock *sk, struct netblk_addr *addr)
-{
-	addr->ip = inet_sk(sk)->inet_daddr;
-	addr->port = ntohs(inet_sk(sk)->inet_dport);
-}
-
 /*
  * A connection on a socket that user space has connected. The connection owns
  * the caller's reference to it; user space may have others, and so the end is a
@@ -241,7 +261,7 @@ struct netblk_conn *netblk_conn_adopt(struct netblk_queue *q,
 	nc->sock = sock;
 	nc->adopted = true;
 	nc->established = true;
-	netblk_peer_of(sock->sk, &nc->addr);
+	netblk_peer_of_sock(nc, sock->sk);
 	INIT_LIST_HEAD(&nc->inflight);
 
 	err = netblk_set_callbacks(nc);

@@ -124,8 +124,8 @@ static void netblk_give_up(struct netblk_queue *q, const char *limit)
 {
 	struct netblk_device *nd = q->nd;
 
-	pr_err("%s: gave up on %pI4:%u after %u tries in %u ms (%s): %s (%pe); I/O fails until connect\n",
-	       netblk_name(nd), &nd->addr.ip, nd->addr.port, q->tries,
+	pr_err("%s: gave up on %pISpc after %u tries in %u ms (%s): %s (%pe); I/O fails until connect\n",
+	       netblk_name(nd), &nd->peer, q->tries,
 	       q->dead ? jiffies_to_msecs(jiffies - q->dead_since) : 0, limit,
 	       nd->why,
 	       ERR_PTR(nd->error));
@@ -193,9 +193,8 @@ static void netblk_lost(struct netblk_queue *q, int error)
 		netblk_cmd_rewind(cmd);
 		carried++;
 	}
-	pr_warn_ratelimited("%s: lost %pI4:%u: %s (%pe); %u requests to send again\n",
-			    netblk_name(nd), &nc->addr.ip, nc->addr.port,
-			    nd->why, ERR_PTR(error), carried);
+	pr_warn_ratelimited("%s: lost %pISpc: %s (%pe); %u requests to send again\n",
+			    netblk_name(nd), &nc->peer, nd->why, ERR_PTR(error), carried);
 	netblk_conn_close(nc);
 
 	spin_lock(&q->lock);

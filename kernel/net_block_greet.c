@@ -167,8 +167,8 @@ static int netblk2_refused(struct netblk_conn *nc, u32 status, const u8 *text,
 	for (i = 0; i < length; i++)
 		why[i] = text[i] >= ' ' && text[i] <= '~' ? text[i] : '?';
 	why[length] = '\0';
-	pr_warn_ratelimited("%s: %pI4:%u refuses: %s\n", netblk_name(nc->nd),
-			    &nc->addr.ip, nc->addr.port, why);
+	pr_warn_ratelimited("%s: %pISpc refuses: %s\n", netblk_name(nc->nd),
+			    &nc->peer, why);
 
 	switch (status) {
 	case NETBLK2_ESTALE:

@@ -93,6 +93,7 @@ struct netblk_device *netblk_create(const struct netblk_config *config,
 	nd->configured.ip = config->ip;
 	nd->configured.port = config->server_port;
 	nd->addr = nd->configured;
+	netblk_peer_of(&nd->peer, &nd->addr);
 	nd->max_retries = config->max_retries;
 	nd->connect_timeout_ms = config->connect_timeout_ms;
 	nd->io_timeout_ms = config->io_timeout_ms;

@@ -102,6 +102,7 @@ static void netblk_promote(struct netblk_device *nd, bool lost)
 	nd->one_try = false;
 	nd->handed_over = false;
 	nd->addr = nc->addr;
+	nd->peer = nc->peer;
 	nc->up_at = jiffies;
 	nc->rx_at = jiffies;
 	nc->progress_at = jiffies;
@@ -110,13 +111,12 @@ static void netblk_promote(struct netblk_device *nd, bool lost)
 	if (q->dead)
 		netblk_stats_reconnected(q);
 	if (join)
-		pr_info_ratelimited("%s: connection %u to %pI4:%u\n",
-				    netblk_name(nd), q->index + 1,
-				    &nc->addr.ip, nc->addr.port);
+		pr_info_ratelimited("%s: connection %u to %pISpc\n",
+				    netblk_name(nd), q->index + 1, &nc->peer);
 	else
-		pr_info_ratelimited("%s: %sconnected to %pI4:%u%s\n",
+		pr_info_ratelimited("%s: %sconnected to %pISpc%s\n",
 				    netblk_name(nd), q->dead ? "re" : "",
-				    &nc->addr.ip, nc->addr.port,
+				    &nc->peer,
 				    nc->proto->version == 2 ?
 					    " (netblk/2)" : "");
 
@@ -138,9 +138,8 @@ static void netblk_try_failed(struct netblk_device *nd, int error)
 	bool one_try = nd->one_try, final = false;
 
 	if (nc) {
-		pr_warn_ratelimited("%s: cannot connect to %pI4:%u: %s%s%pe\n",
-				    netblk_name(nd), &nc->addr.ip,
-				    nc->addr.port, nc->why ? nc->why : "",
+		pr_warn_ratelimited("%s: cannot connect to %pISpc: %s%s%pe\n",
+				    netblk_name(nd), &nc->peer, nc->why ? nc->why : "",
 				    nc->why ? ": " : "", ERR_PTR(error));
 	} else {
 		pr_warn_ratelimited("%s: cannot make a socket: %pe\n",
@@ -438,14 +437,15 @@ int netblk_op_handover(struct netblk_device *nd,
 		netblk_attach(q, h->conns[i], &nothing);
 	}
 	nd->addr = h->conns[0]->addr;
+	nd->peer = h->conns[0]->peer;
 	nd->handed_over = true;
 	netblk_change_state(nd, NETBLK_STATE_CONNECTED);
 	for (i = 0; i < h->count; i++) {
 		h->conns[i] = NULL;
 		netblk_tx(&nd->queues[i]);
 	}
-	pr_info_ratelimited("%s: was handed a connection to %pI4:%u\n",
-			    netblk_name(nd), &nd->addr.ip, nd->addr.port);
+	pr_info_ratelimited("%s: was handed a connection to %pISpc\n",
+			    netblk_name(nd), &nd->peer);
 	/* what came before the callbacks were ours has woken nobody */
 	netblk_kick(nd);
 	return 0;

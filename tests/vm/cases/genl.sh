@@ -22,6 +22,7 @@ hand_over() {
 	random_file "$scratch/disk" 64M; serve 10809 "$scratch/disk" 64; load server_port=9
 	expect "$(genl add size_mb=1)" 'netblk-1 disconnected size=1048576 protocol=0 reconnects=0' "answer to add"
 	expect "$(genl handover 1 127.0.0.1 10809 67108864)" 'netblk-1 connected size=67108864 protocol=1 reconnects=0 handed_over' "answer to connect"
+	said 'netblk-1: was handed a connection to 127\.0\.0\.1:10809'
 	expect "$(blockdev --getsize64 /dev/netblk-1) $(cat /sys/block/netblk-1/state)" '67108864 connected' "size and state"
 	cmp "$scratch/disk" /dev/netblk-1
 	dd if=/dev/zero of=/dev/netblk-1 bs=1M count=2 seek=5 oflag=direct status=none
@@ -32,6 +33,11 @@ hand_over() {
 	genl handover 1 127.0.0.1 10809 > /dev/null
 	until_true 60 "the end of the first connection" eval '[ "$(ss -Htn state established dport = 10809 | wc -l)" = 1 ]'
 	cmp "$scratch/disk" /dev/netblk-1
+	# the log names who is at the other end, whatever the family
+	if [ -e /proc/net/if_inet6 ]; then
+		genl handover 1 ::1 10809 > /dev/null; said 'netblk-1: was handed a connection to \[::1\]:10809'
+		cmp "$scratch/disk" /dev/netblk-1
+	fi
 	# on the first device, which seeks nothing; a connect from sysfs takes it back
 	genl handover 0 127.0.0.1 10809 67108864 > /dev/null; cmp "$scratch/disk" /dev/netblk
 	expect "$(genl status 0 | grep -c handed_over)" 1 "handed over"
