@@ -55,7 +55,7 @@ TEST_P(ClientFailureTest, OpeningFailsOnASizeThatIsNoDisk) {
 
 TEST_P(ClientFailureTest, OpeningFailsOnASilentServer) {
   ScriptedServer server({[](Peer& peer) { peer.wait_for_end(); }});
-  EXPECT_FALSE(Netblk1Client::open(*backend_, clock_, server.connector(), options()).ok());
+  EXPECT_FALSE(Netblk1Client::open(*backend_, clock_, server.connector(), impatient()).ok());
 }
 
 TEST_P(ClientFailureTest, ABadStatusByteCostsTheConnectionAndNothingElse) {
@@ -150,7 +150,7 @@ TEST_P(ClientFailureTest, AServerThatAlwaysSendsTooLittleIsAnError) {
                            (void)peer.request();
                            peer.reply(kOk, bytes(511, 0xaa));
                          }});
-  const auto client = open(server);
+  const auto client = open(server, impatient());
   EXPECT_EQ(run_one(*client, Ask::read(0, 512)), EIO);
   EXPECT_EQ(client->state(), State::kError);
 }
@@ -197,7 +197,6 @@ TEST_P(ClientFailureTest, AWriteCutInTheMiddleIsSentAgainWhole) {
   });
   Options with = options();
   with.size_bytes = large.bytes.size();
-  with.timeout_ms = 5000;
   const auto client = open(lapse.server, with);
   EXPECT_EQ(run_one(*client, Ask::write(0, 8u << 20, 0x3c)), 0);
   EXPECT_TRUE(large.all(0, 8u << 20, 0x3c));
@@ -206,7 +205,7 @@ TEST_P(ClientFailureTest, AWriteCutInTheMiddleIsSentAgainWhole) {
 TEST_P(ClientFailureTest, ASilentServerEndsInErrorsForAll) {
   ScriptedServer server({after_probe(disk_, [](Peer& peer) { peer.wait_for_end(); }),
                          [](Peer& peer) { peer.wait_for_end(); }});
-  const auto client = open(server);
+  const auto client = open(server, impatient());
   const Asks all = asks(Ask::read(0, 512), Ask::write(0, 512, 1), Ask::of(Command::kFlush), Ask::read(512, 4096));
   run(*client, all);
   for (const auto& ask : all) EXPECT_EQ(ask->error, EIO);
@@ -215,14 +214,14 @@ TEST_P(ClientFailureTest, ASilentServerEndsInErrorsForAll) {
 
 TEST_P(ClientFailureTest, AServerThatClosesAtOnceEndsInErrors) {
   ScriptedServer server({after_probe(disk_, [](Peer&) {}), [](Peer&) {}});
-  const auto client = open(server);
+  const auto client = open(server, impatient());
   EXPECT_EQ(run_one(*client, Ask::write(0, 512, 1)), EIO);
 }
 
 TEST_P(ClientFailureTest, AServerThatIsGoneEndsInErrors) {
   std::atomic<bool> refusing{false};
   ScriptedServer server({after_probe(disk_, until_refusing(refusing))});
-  const auto client = open(server);
+  const auto client = open(server, impatient());
   server.refusing = refusing = true;
   until([&] { return client->state() != State::kConnected; });
   EXPECT_EQ(run_one(*client, Ask::write(0, 512, 1)), EIO);
@@ -238,9 +237,7 @@ TEST_P(ClientFailureTest, ATrickleIsNoReply) {
     while (peer.send_byte(0)) std::this_thread::sleep_for(std::chrono::milliseconds(5));
   };
   ScriptedServer server({after_probe(disk_, trickle), trickle});
-  Options with = options();
-  with.timeout_ms = 60;
-  const auto client = open(server, with);
+  const auto client = open(server, impatient());
   EXPECT_EQ(run_one(*client, Ask::read(0, 32u << 10)), EIO);
 }
 
@@ -252,7 +249,7 @@ TEST_P(ClientFailureTest, AServerThatDoesNotReadEndsInErrors) {
     (void)::poll(&watched, 1, -1);
   };
   ScriptedServer server({after_probe(large, deaf), deaf});
-  Options with = options();
+  Options with = impatient();
   with.size_bytes = large.bytes.size();
   const auto client = open(server, with);
   EXPECT_EQ(run_one(*client, Ask::write(0, 8u << 20, 1)), EIO);
@@ -261,7 +258,7 @@ TEST_P(ClientFailureTest, AServerThatDoesNotReadEndsInErrors) {
 TEST_P(ClientFailureTest, AfterGivingUpRequestsFailAtOnceAndTheDiskComesBackByItself) {
   std::atomic<bool> refusing{false};
   ScriptedServer server({after_probe(disk_, until_refusing(refusing)), honest(disk_)});
-  const auto client = open(server);
+  const auto client = open(server, impatient());
   server.refusing = refusing = true;
   until([&] { return client->state() == State::kError; });
   EXPECT_EQ(run_one(*client, Ask::read(0, 512)), EIO);
@@ -277,7 +274,7 @@ TEST_P(ClientFailureTest, AfterGivingUpOnlyAnAnsweredProbeBringsTheDiskBack) {
   Disk smaller(kDiskBytes / 2);
   std::atomic<bool> refusing{false};
   ScriptedServer server({after_probe(disk_, until_refusing(refusing)), honest(smaller)});
-  const auto client = open(server);
+  const auto client = open(server, impatient());
   server.refusing = refusing = true;
   until([&] { return client->state() == State::kError; });
   server.refusing = false;

@@ -91,7 +91,6 @@ TEST_P(ClientTest, LargeReadsAndWritesAreSplitAtTheProtocolsLimit) {
   ScriptedServer server({honest(large)});
   Options with = options();
   with.size_bytes = large.bytes.size();
-  with.timeout_ms = 5000;
   const auto client = open(server, with);
   EXPECT_EQ(run_one(*client, Ask::write(0, 33u << 20, 0x77)), 0);
   const auto read = Ask::read(0, 33u << 20);
@@ -108,7 +107,6 @@ TEST_P(ClientTest, ZeroesAreWrittenAsZeroesOverTheirWholeLength) {
   ScriptedServer server({honest(large)});
   Options with = options();
   with.size_bytes = large.bytes.size();
-  with.timeout_ms = 5000;
   const auto client = open(server, with);
   EXPECT_EQ(run_one(*client, Ask::of(Command::kWriteZeroes, 512, 9u << 20)), 0);
   EXPECT_TRUE(large.all(0, 512, 0xee));
@@ -191,7 +189,6 @@ TEST_P(ClientTest, AWriteRefusedBeforeItsDataWasSentStaysInStep) {
   })});
   Options with = options();
   with.size_bytes = large.bytes.size();
-  with.timeout_ms = 5000;
   const auto client = open(server, with);
   const Asks all = asks(Ask::write(0, 8u << 20, 9), Ask::write(0, 512, 7), Ask::read(0, 512));
   run(*client, all);

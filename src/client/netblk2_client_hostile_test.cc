@@ -236,7 +236,7 @@ TEST_P(Netblk2HostileTest, WelcomesThatAreNone) {
       if (hold) peer.wait_for_end();
     }});
     auto options = options2();
-    options.welcome_timeout_ms = 100;
+    if (code == ETIMEDOUT) options.welcome_timeout_ms = 100;
     EXPECT_EQ(refused2(server, options).code, code);
   };
   const std::vector<uint8_t> magic = {'N', 'E', 'T', 'B', 'L', 'K', '/', '2'};

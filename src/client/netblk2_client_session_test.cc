@@ -421,7 +421,7 @@ TEST_P(Netblk2SessionTest, AFenceThatNeverEndsFailsTheOpening) {
     peer.say(refusing(NETBLK2_EAGAIN, "a fence is under way"));
   }});
   auto options = options2();
-  options.open_timeout_ms = 50;
+  options.open_timeout_ms = 500;
   EXPECT_EQ(refused2(server, options).code, EAGAIN);
   EXPECT_GT(server.connections(), 1u);
 }
@@ -480,6 +480,7 @@ TEST_P(Netblk2SessionTest, AnIdleClientOutlivesTheDeadTime) {
   std::this_thread::sleep_for(std::chrono::milliseconds(300));
   EXPECT_NE(client->state(), State::kError);
   server.plain().refusing = false;
+  until([&] { return client->state() == State::kConnected; });
   EXPECT_EQ(run_one(*client, Ask::write(0, 512, 2)), 0);
   client.reset();
   server.settle();
@@ -509,7 +510,7 @@ TEST_P(Netblk2SessionTest, ADeadlineFencesBeforeAnythingMoreIsSent) {
                             }
                           }});
   auto options = options2();
-  options.request_timeout_ms = 150;
+  options.request_timeout_ms = 700;
   auto client = open2(server, options);
   EXPECT_EQ(run_one(*client, Ask::write(0, 512, 1)), ETIMEDOUT);
   EXPECT_EQ(client->status().timed_out, 1u);
@@ -559,7 +560,7 @@ TEST_P(Netblk2SessionTest, ADeadlineOnOneConnectionStopsTheOthersUntilTheFence) 
   }});
   auto options = options2();
   options.connections = 2;
-  options.request_timeout_ms = 150;
+  options.request_timeout_ms = 700;
   auto client = open2(server, options);
   until([&] { return client->status().connections == 2; });
   // One of the two connections takes it; when it was the honest one, the other is tried.
@@ -626,7 +627,7 @@ TEST_P(Netblk2SessionTest, ADeadlineOnAConnectionThatWasWelcomedAgainNeedsNoOthe
 TEST_P(Netblk2SessionTest, ADeadlineWhileNoServerIsThere) {
   ScriptedServer2 server({after(world_, 1, hang_up), honest(world_)});
   auto options = options2();
-  options.request_timeout_ms = 100;
+  options.request_timeout_ms = 700;
   auto client = open2(server, options);
   server.plain().refusing = true;
   EXPECT_EQ(run_one(*client, Ask::read(0, 512)), 0);
@@ -644,7 +645,7 @@ TEST_P(Netblk2SessionTest, ADeadlineWhileNoServerIsThere) {
 TEST_P(Netblk2SessionTest, ALongRequestEndsOnceByItsDeadline) {
   ScriptedServer2 server({after(world_, 3, [](Peer2& peer) { peer.wait_for_end(); }), honest(world_)});
   auto options = options2();
-  options.request_timeout_ms = 150;
+  options.request_timeout_ms = 700;
   auto client = open2(server, options);
   EXPECT_EQ(run_one(*client, Ask::write(0, world_.bytes.size(), 1)), ETIMEDOUT);
   EXPECT_EQ(run_one(*client, Ask::write(0, world_.bytes.size(), 2)), 0);
