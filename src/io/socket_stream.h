@@ -18,7 +18,7 @@ class SocketStream : public Stream {
   void abort() final { abort_now(socket_.get()); }
   size_t unsent_bytes() const final;
   int32_t recv_now(std::span<std::byte> into) final { return io::recv_now(socket_.get(), into); }
-  int32_t send_more_now(std::span<const iovec> parts) final { return io::send_now(socket_.get(), parts, true); }
+  int32_t send_now(std::span<const iovec> parts, bool more) final { return io::send_now(socket_.get(), parts, more); }
   int32_t send_file_now(int fd, uint64_t offset, size_t bytes) final {
     return io::send_file_now(socket_.get(), fd, offset, bytes);
   }

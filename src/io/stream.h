@@ -35,9 +35,9 @@ class Stream {
   // The parts and what they name live until the operation ended. Never raises SIGPIPE.
   virtual bool send(Op& op, std::span<const iovec> parts) = 0;
 
-  // Sends what fits now, and lets it travel with what is sent next, which follows at once: how many bytes, or as
-  // send_file_now().
-  virtual int32_t send_more_now(std::span<const iovec> /*parts*/) { return -EOPNOTSUPP; }
+  // Sends what fits now: how many bytes, or as send_file_now(). more: what is sent next follows at once, and may travel
+  // with it.
+  virtual int32_t send_now(std::span<const iovec> /*parts*/, bool /*more*/) { return -EOPNOTSUPP; }
 
   // Sends bytes of a file without passing user space, as many as fit now: how many (0: the file ends there), -EAGAIN when
   // nothing fits, -EOPNOTSUPP where the transport cannot, or another negative errno value. Waits for the disk below the

@@ -321,12 +321,14 @@ std::span<iovec> Link::sent(std::span<iovec> parts, int32_t bytes) {
   return parts;
 }
 
+std::span<iovec> Link::send_now(std::span<iovec> parts, bool more) {
+  if (gone()) return parts;
+  const int32_t count = stream_->send_now(parts, more);
+  return count > 0 ? sent(parts, count) : parts;
+}
+
 coro::Task<bool> Link::send(std::span<iovec> parts, bool more) {
-  if (more && !gone()) {
-    // What goes wrong here goes wrong below, too.
-    const int32_t count = stream_->send_more_now(parts);
-    if (count > 0) parts = sent(parts, count);
-  }
+  if (more) parts = send_now(parts, true);
   while (!parts.empty() && !gone()) {
     // Only a send that does not end at once needs a deadline; each byte that the client takes renews it.
     send_deadline_ms_ = 0;

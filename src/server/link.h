@@ -118,6 +118,8 @@ class Link {
 
   // Sends all parts; false: the connection is over. The parts are used up. more: a send_file() follows at once.
   coro::Task<bool> send(std::span<iovec> parts, bool more = false);
+  // Sends what fits now; no send() is under way. What is left of the parts: send() sends it, and says what is wrong.
+  std::span<iovec> send_now(std::span<iovec> parts, bool more);
   // Sends bytes of a file. False: the file did not give them, and the connection is over. (When it was over before, or its
   // peer took no more: true, as no fault of the file's.)
   coro::Task<bool> send_file(int fd, uint64_t offset, size_t bytes);

@@ -26,8 +26,6 @@ constexpr uint64_t kLoggedFailures = 10;
 // cache, its zeroes are looked for first: below it neither pays.
 constexpr uint32_t kLargeReadBytes = 64u << 10;
 
-constexpr size_t kBatchReplies = limits::kSendReplies2;
-
 // Zeroes of a READ that are worth a chunk of their own.
 constexpr uint64_t kHoleBytes = 4096;
 
@@ -227,6 +225,7 @@ coro::Task<void> NbdSession::read_loop() {
         submit(operation, request);
       }
     }
+    send_at_once();
     if (link_.draining() || link_.gone()) {
       if (link_.draining() && (link_.unread_bytes() != 0 || busy_ != 0)) link_.linger();
       co_return;
@@ -482,49 +481,68 @@ size_t NbdSession::put_header(const Operation& operation, std::byte* to) const {
   }
 }
 
-coro::Task<void> NbdSession::write_loop() {
-  // Headers lie side by side: the replies of WRITEs are one part.
-  std::array<std::byte, kBatchReplies * proto::kNbdReplyBytes> headers;
-  std::array<iovec, 2 * kBatchReplies> parts;
-  static_assert(2 * limits::kNbdReadExtents + 2 <= 2 * kBatchReplies);
-  for (;;) {
-    size_t used = 0;
-    std::byte* to = headers.data();
-    Operation* const first = replies_head_;
-    Operation* last = nullptr;
-    for (size_t replies = 0; replies_head_ != nullptr && replies < kBatchReplies; ++replies) {
-      Operation& operation = *replies_head_;
-      const size_t wanted = std::max<size_t>(2, operation.chunks.size());
-      if (used + wanted > parts.size() || (last != nullptr && last->from_file)) break;
-      last = &operation;
-      replies_head_ = operation.next;
-      if (!operation.chunks.empty()) {
-        for (const iovec& chunk : operation.chunks) parts[used++] = chunk;
-        continue;
-      }
-      const size_t bytes = put_header(operation, to);
-      if (used > 0 && static_cast<std::byte*>(parts[used - 1].iov_base) + parts[used - 1].iov_len == to) {
-        parts[used - 1].iov_len += bytes;
-      } else {
-        parts[used++] = {to, bytes};
-      }
-      to += bytes;
-      if (operation.rest.iov_len != 0) parts[used++] = operation.rest;
+// Takes replies from the queue for one send. False: there are none.
+bool NbdSession::gather() {
+  size_t used = 0;
+  std::byte* to = sending_.headers.data();
+  sending_.first = replies_head_;
+  for (size_t replies = 0; replies_head_ != nullptr && replies < kBatchReplies; ++replies) {
+    Operation& operation = *replies_head_;
+    const size_t wanted = std::max<size_t>(2, operation.chunks.size());
+    if (used + wanted > sending_.parts.size() || (replies != 0 && sending_.last->from_file)) break;
+    sending_.last = &operation;
+    replies_head_ = operation.next;
+    if (!operation.chunks.empty()) {
+      for (const iovec& chunk : operation.chunks) sending_.parts[used++] = chunk;
+      continue;
     }
-    if (replies_head_ == nullptr) replies_tail_ = nullptr;
-    Operation* const rest = replies_head_;
-    if (used == 0) {
+    const size_t bytes = put_header(operation, to);
+    if (used > 0 && static_cast<std::byte*>(sending_.parts[used - 1].iov_base) + sending_.parts[used - 1].iov_len == to) {
+      sending_.parts[used - 1].iov_len += bytes;
+    } else {
+      sending_.parts[used++] = {to, bytes};
+    }
+    to += bytes;
+    if (operation.rest.iov_len != 0) sending_.parts[used++] = operation.rest;
+  }
+  if (replies_head_ == nullptr) replies_tail_ = nullptr;
+  sending_.rest = replies_head_;
+  sending_.left = {sending_.parts.data(), used};
+  return used != 0;
+}
+
+void NbdSession::free_sent() {
+  sending_.left = {};
+  for (Operation* sent = std::exchange(sending_.first, nullptr); sent != sending_.rest;)
+    free_operation(*std::exchange(sent, sent->next));
+}
+
+// The reader's, when it has decoded all that came: the client is answered before other connections have their turn. What
+// does not fit now is the writer's, which the queue has woken.
+void NbdSession::send_at_once() {
+  while (sending_.first == nullptr && gather()) {
+    if (sending_.last->from_file) return;
+    sending_.left = link_.send_now(sending_.left, false);
+    if (!sending_.left.empty()) return;
+    free_sent();
+  }
+}
+
+coro::Task<void> NbdSession::write_loop() {
+  for (;;) {
+    if (sending_.first == nullptr && !gather()) {
       if (!reading_ && busy_ == 0) co_return;
       co_await due_.wait();
       continue;
     }
     // On a connection that is over the rest is dropped, but its operations end as the others do.
-    const bool sent_all = co_await link_.send({parts.data(), used}, last->from_file);
-    if (sent_all && last->from_file) {
-      const bool given = co_await link_.send_file(file_, last->offset, last->length);
+    const Operation& last = *sending_.last;
+    const bool sent_all = co_await link_.send(sending_.left, last.from_file);
+    if (sent_all && last.from_file) {
+      const bool given = co_await link_.send_file(file_, last.offset, last.length);
       if (!given) export_->stop_sending_files();
     }
-    for (Operation* sent = first; sent != rest;) free_operation(*std::exchange(sent, sent->next));
+    free_sent();
   }
 }
 

@@ -2,6 +2,7 @@
 // NbdSession: NBD on one connection, from the server's greeting on.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -73,6 +74,9 @@ class NbdSession {
   bool tell_holes(Operation& operation);
   void queue(Operation& operation);
   size_t put_header(const Operation& operation, std::byte* to) const;
+  bool gather();
+  void free_sent();
+  void send_at_once();
   coro::Task<void> write_loop();
 
   Link& link_;
@@ -96,6 +100,19 @@ class NbdSession {
   uint32_t busy_ = 0;  // not free
   Operation* replies_head_ = nullptr;
   Operation* replies_tail_ = nullptr;
+  // What is being sent: the replies from `first` to before `rest`, of whose parts `left` is to go. Headers lie side by
+  // side: the replies of WRITEs are one part.
+  static constexpr size_t kBatchReplies = limits::kSendReplies2;
+  struct Sending {
+    std::array<std::byte, kBatchReplies * proto::kNbdReplyBytes> headers;
+    std::array<iovec, 2 * kBatchReplies> parts;
+    std::span<iovec> left;
+    Operation* first = nullptr;  // null: nothing is
+    Operation* last = nullptr;
+    Operation* rest = nullptr;
+  };
+  static_assert(2 * limits::kNbdReadExtents + 2 <= 2 * kBatchReplies);
+  Sending sending_;
   // One block status at a time is in the device: its answer may be large.
   std::vector<block::Extent> extents_;
   bool in_status_ = false;

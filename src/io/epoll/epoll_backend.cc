@@ -139,7 +139,7 @@ class EpollStream final : public SocketStream, private Watched {
 
   bool send(Op& op, std::span<const iovec> parts) override {
     NETBLK_CHECK(send_ == nullptr, "two sends on one stream");
-    const int32_t sent = send_now(socket(), parts);
+    const int32_t sent = io::send_now(socket(), parts);
     if (sent != -EAGAIN) return op.finish_now(sent);
     send_ = &op;
     parts_ = parts;
@@ -154,7 +154,7 @@ class EpollStream final : public SocketStream, private Watched {
       if (got != -EAGAIN) finish(recv_, got);
     }
     if (send_ != nullptr) {
-      const int32_t sent = send_now(socket(), parts_);
+      const int32_t sent = io::send_now(socket(), parts_);
       if (sent != -EAGAIN) finish(send_, sent);
     }
   }

@@ -48,7 +48,7 @@ class UringStream final : public SocketStream {
   }
 
   bool send(Op& op, std::span<const iovec> parts) override {
-    const int32_t sent = send_now(socket(), parts);
+    const int32_t sent = io::send_now(socket(), parts);
     if (sent != -EAGAIN) return op.finish_now(sent);
     message_ = gathered(parts);
     io_uring_prep_sendmsg(&loop_.entry(op, &in_flight_), socket(), &message_, MSG_NOSIGNAL);
