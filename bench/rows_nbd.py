@@ -32,12 +32,12 @@ class RowsNbd:
                     file.write(chunk)
         return path
 
-    def nbd_netblk(self, name, store, threads, *options):
+    def nbd_netblk(self, name, store, *options):
         def start():
             port = free_port()
             words = [self.netblk, "--export", f"a={store}", "--listen", f"nbd://127.0.0.1:{port}", *options]
-            if threads:
-                words += ["--threads", str(threads)]
+            if self.args.nbd_threads:
+                words += ["--threads", str(self.args.nbd_threads)]
             return self.Server(self, name, words + shlex.split(self.args.server_options), port)
         return start
 
@@ -47,9 +47,8 @@ class RowsNbd:
         told = subprocess.run([self.netblk, "--help"], stdout=subprocess.PIPE, text=True, check=False).stdout
         return ("--busy-poll", "50") if "--busy-poll" in told else ()
 
-    def nbd_stores(self, mib, threads, only=None):
-        """name: (kind of store, a function that starts it); for a file, each its own on tmpfs: the page cache. `threads`: of
-        netblk_server; 0: its own choice."""
+    def nbd_stores(self, mib, only=None):
+        """name: (kind of store, a function that starts it); for a file, each its own on tmpfs: the page cache."""
         size = f"{mib}M"
         peers = {}
 
@@ -70,13 +69,13 @@ class RowsNbd:
         add("floor memory", "memory", lambda: self.Server(self, "floor memory", [floor, "memory", "--size", size]))
         add("floor file", "file", lambda: self.Server(self, "floor file", [floor, "file", image("floor")]))
         if self.netblk is not None:
-            add("netblk memory", "memory", self.nbd_netblk("netblk memory", f"mem:{size}", threads))
-            add("netblk file", "file", lambda: self.nbd_netblk("netblk file", f"file:{image('netblk')}", threads)())
+            add("netblk memory", "memory", self.nbd_netblk("netblk memory", f"mem:{size}"))
+            add("netblk file", "file", lambda: self.nbd_netblk("netblk file", f"file:{image('netblk')}")())
             if self.busy_poll():
                 add("netblk memory, busy poll", "memory", self.nbd_netblk("netblk memory, busy poll", f"mem:{size}",
-                                                                          threads, *self.busy_poll()))
+                                                                          *self.busy_poll()))
                 add("netblk file, busy poll", "file", lambda: self.nbd_netblk(
-                    "netblk file, busy poll", f"file:{image('netblk-poll')}", threads, *self.busy_poll())())
+                    "netblk file, busy poll", f"file:{image('netblk-poll')}", *self.busy_poll())())
         add("nbdkit memory", "memory", plain("nbdkit memory", ["nbdkit", "-f", "-i", "127.0.0.1", "-p", "PORT", "memory", size]),
             "nbdkit")
         add("nbdkit file", "file", lambda: plain("nbdkit file", ["nbdkit", "-f", "-i", "127.0.0.1", "-p", "PORT", "file",
@@ -92,7 +91,7 @@ class RowsNbd:
         cores."""
         pinned, self.machine.pinned = self.machine.pinned, False
         mib = self.args.nbd_mib
-        stores, servers, raw = self.nbd_stores(mib, self.args.server_threads), {}, {}
+        stores, servers, raw = self.nbd_stores(mib), {}, {}
         try:
             for name, (kind, start) in stores.items():
                 servers[name] = start()
@@ -148,7 +147,7 @@ class RowsNbd:
         if not shutil.which("nbdcopy"):
             raise self.Failure("no nbdcopy here")
         pinned, self.machine.pinned = self.machine.pinned, False
-        stores = self.nbd_stores(4 * self.args.nbd_mib, self.args.copy_threads, ("floor memory", "netblk memory", "nbdkit memory", "netblk file",
+        stores = self.nbd_stores(4 * self.args.nbd_mib, ("floor memory", "netblk memory", "nbdkit memory", "netblk file",
                                                          "nbdkit file", "qemu-nbd", "nbd-server"))
         local = self.nbd_image("local-copy", 4 * self.args.nbd_mib)
         raw = {}

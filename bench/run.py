@@ -470,7 +470,7 @@ def arguments():
     parser.add_argument("--nbd-mib", type=int, default=256, help="size of what is served, row nbd; nbdcopy: four times that (256)")
     parser.add_argument("--server", default=os.path.join(OUTPUT, "netblk_server"), help="path of netblk_server")
     parser.add_argument("--server-threads", type=int,
-                        help="netblk_server --threads; 0: its own choice (1; row nbdcopy, where the peers choose too: 0)")
+                        help="netblk_server --threads; 0: its own choice (1; rows nbd and nbdcopy, where the peers choose too: 0)")
     parser.add_argument("--server-options", default="", help="more words for netblk_server")
     parser.add_argument("--tools", default=os.path.join(OUTPUT, "bench"), help="where bench_floor, bench_load, bench_sync_loop are")
     parser.add_argument("--data", help="directory for the files served (a temporary one)")
@@ -486,7 +486,7 @@ def arguments():
     if args.seconds <= 0 or args.rounds < 1 or args.idle < 1:
         parser.error("--seconds, --rounds and --idle are positive")
     args.depths, args.connections = ([int(word) for word in words.split(",")] for words in (args.depths, args.connections))
-    args.copy_threads = args.server_threads or 0
+    args.nbd_threads = args.server_threads or 0
     args.server_threads = 1 if args.server_threads is None else args.server_threads
     args.io = ["uring", "epoll"] if args.io == "both" else [args.io]
     return args
