@@ -464,7 +464,7 @@ def test_busy_poll(t):
         if how[0] == "--config":
             path.write_text(path.read_text().replace("10000", "0"))
             s.signal(signal.SIGHUP)
-            s.wait_log("serves 1 export")
+            s.wait_log("serves 1 export", 30)
         for c in clients:
             check_eq(c.read(4096, 512), b"\x01" * 512, f"{how}: after it slept")
             c.close()
