@@ -22,13 +22,15 @@ start() {
 	stop
 	: > "$work/port"
 	"$tools/bench_floor" "$@" > "$work/port" & server=$!
-	for _ in {1..200}; do
+	for _ in {1..1200}; do
 		read -r word port < "$work/port" && [ "$word" = port ] && return 0
 		kill -0 "$server" 2>/dev/null || break
 		sleep 0.05
 	done
 	return 1
 }
+# connected: until a client has reached the server at $port
+connected() { for _ in {1..1200}; do ss -Htn state established "sport = :$port" | grep -q . && return; sleep 0.05; done; }
 load() { "$tools/bench_load" --port "$port" --seconds 0.2 --warmup 0.05 --span 8M "$@" > "$work/json" 2> "$work/err"; }
 
 # judge NAME STATUS EXPRESSION: the status is 0 and the Python expression over the result `r` holds
@@ -71,7 +73,7 @@ load --check --rw read; status=$?
 if [ "$status" = 1 ]; then judge miscompare 0 "r['miscompares'] == r['checked'] == r['errors'] > 0"
 else fail miscompare "status $status, not 1"; fi
 "$tools/bench_load" --port "$port" --seconds 20 --span 8M --rw randrw > "$work/json" 2> "$work/err" & client=$!
-sleep 0.3; stop; wait "$client"; status=$?
+connected; sleep 0.3; stop; wait "$client"; status=$?
 if [ "$status" = 1 ]; then judge server-lost 0 "r['errors'] > 0"; else fail server-lost "status $status, not 1"; fi
 load; status=$?
 if [ "$status" = 1 ] && grep -q "cannot connect" "$work/err"; then pass no-server
@@ -104,13 +106,13 @@ stop
 port=$((20000 + $$ % 10000))
 "$server_binary" --export a=mem:16M --listen "netblk://127.0.0.1:$port" > "$work/log" 2>&1 & server=$!
 load2() { "$tools/bench_load2" --port "$port" --seconds 0.5 --warmup 0.05 "$@" > "$work/json" 2> "$work/err"; }
-for _ in {1..100}; do load2 --fill && break; sleep 0.1; done
+for _ in {1..600}; do load2 --fill && break; sleep 0.1; done
 counts2='r["requests"] > 0 and r["errors"] == 0 and r["iops"] > 0 and 0 < r["p50_us"] <= r["p99_us"]'
 load2 --rw randrw --connections 4 --threads 2 --server-pid "$server"
 judge load2-threads $? "$counts2 and r['crc32c'] and r['threads'] == 2 and r['server_cpu_us_per_request'] > 0"
 load2 --rw write --bs 1M --depth 4 --no-crc --epoll; judge load2-epoll $? "$counts2 and not r['crc32c']"
 "$tools/bench_load2" --port "$port" --seconds 20 > "$work/json" 2> "$work/err" & client=$!
-sleep 0.4; kill -9 "$server"; wait "$server" 2> /dev/null; server=;
+connected; sleep 0.4; kill -9 "$server"; wait "$server" 2> /dev/null; server=;
 if kill -0 "$client" 2> /dev/null; then pass load2-waits-for-a-lost-server; else fail load2-waits-for-a-lost-server "it ended"; fi
 kill "$client"; wait "$client" 2> /dev/null
 load2; status=$?
