@@ -3,7 +3,7 @@
 # Sourced by build.sh: the programs and the kernel modules, into build/output.
 
 programs=(netblk_server netblk)
-benches=(bench_floor bench_load bench_sync_loop)
+benches=(bench_floor bench_floor_nbd bench_large_read bench_load bench_load2 bench_stream bench_sync_loop)
 modules=(net_block_driver.ko ram_block_driver.ko)
 
 # put FILE: into build/output as a whole, also over a program that runs

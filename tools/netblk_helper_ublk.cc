@@ -38,7 +38,7 @@ constexpr uint32_t kDepth = 128;
 // For each request there is memory, locked.
 constexpr uint32_t kMaxIoBytes = 256u << 10;
 // Between two looks at what may change by itself: size, generation, loss.
-constexpr int kLookPeriodMs = 1000;
+constexpr uint64_t kLookPeriodMs = 1000;
 constexpr milliseconds kPause{20};
 // Until the kernel has finished with the helper before: Linux 6.1 looks every 5 s whether it lives.
 constexpr milliseconds kRecoveryWithin{60'000};
@@ -398,13 +398,16 @@ json UblkHelper::live_state() {
 void UblkHelper::serve() {
   std::array<pollfd, 3> watched = {pollfd{signals_.get(), POLLIN, 0}, pollfd{ended_.get(), POLLIN, 0},
                                    pollfd{socket_->fd(), POLLIN, 0}};
+  uint64_t look_at_ms = clock_.now_ms() + kLookPeriodMs;
   for (;;) {
-    const int ready = ::poll(watched.data(), watched.size(), kLookPeriodMs);
-    if (ready < 0) continue;
-    if (ready == 0) {
+    // By the clock, not when nothing else happens: who asks for the state all the time has to be told of changes, too.
+    const uint64_t now_ms = clock_.now_ms();
+    if (now_ms >= look_at_ms) {
       look();
+      look_at_ms = clock_.now_ms() + kLookPeriodMs;
       continue;
     }
+    if (::poll(watched.data(), watched.size(), static_cast<int>(look_at_ms - now_ms)) <= 0) continue;
     if ((watched[1].revents & POLLIN) != 0) {
       log_info("{} is detached", record_.device);
       break;

@@ -320,7 +320,7 @@ at_once() {
 # numbers do not leak
 cycles() {
 	local i; truncate -s 1M "$scratch/disk1"
-	for i in $(seq $((ROUNDS ? ROUNDS * 250 : 200))); do
+	for i in $(seq $((ROUNDS ? ROUNDS * 250 : 50))); do
 		expect "$(netblk attach "file:$scratch/disk1" --via ublk)" /dev/ublkb0 "attach, cycle $i"
 		netblk detach ublkb0
 	done
