@@ -5,11 +5,8 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cerrno>
-#include <chrono>
 #include <filesystem>
-#include <thread>
 #include <vector>
 
 #include "attach/nbd_netlink/nbd_netlink.h"
@@ -19,8 +16,6 @@
 
 namespace netblk::tools {
 namespace {
-
-constexpr auto kLookPause = std::chrono::milliseconds(20);
 
 std::string attribute(uint32_t number, const char* name) { return fmt::format("/sys/block/nbd{}/{}", number, name); }
 
@@ -58,25 +53,16 @@ Status mend(const Record& record) {
 
 // What is in the page cache goes to the server, by another helper if there is none: the wait would be the dead time.
 Status write_back_mended(const Record& record, attach::NbdNetlink& netlink, uint32_t number) {
-  Status written = Ok{};
-  std::atomic<bool> done{false};
-  std::thread writer([&] {
-    written = write_back(record.device);
-    done = true;
-  });
-  bool tried = false;
-  while (!done) {
-    std::this_thread::sleep_for(kLookPause);
-    if (done || tried || is_alive(record)) continue;
+  return write_back(record.device, [&, tried = false]() mutable {
+    if (tried || is_alive(record)) return;
     tried = true;
     // An NBD server is reached without.
     const auto source = parse_source(record.server);
-    if (source && source.value().is_nbd()) continue;
+    if (source && source.value().is_nbd()) return;
     const Status mended = mend(record);
-    if (!mended) (void)netlink.disconnect(number);  // what waits fails
-  }
-  writer.join();
-  return written;
+    // Another command may have mended it. Otherwise what waits fails.
+    if (!mended && !is_alive(record)) (void)netlink.disconnect(number);
+  });
 }
 
 }  // namespace

@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <condition_variable>
@@ -45,6 +44,11 @@ std::optional<UblkInfo> kernel_has(UblkControl& control, const Record& record) {
   return info.value();
 }
 
+// Whether the kernel has a disk of that number, whoever's it is: also where it cannot be asked.
+bool is_in_kernel(int64_t number) {
+  return number >= 0 && std::filesystem::exists(fmt::format("/sys/class/ublk-char/ublkc{}", number));
+}
+
 std::optional<UblkInfo> kernel_has(const Record& record) {
   auto control = UblkControl::open();
   return control ? kernel_has(control.value(), record) : std::nullopt;
@@ -59,6 +63,7 @@ UblkOptions options_of(const Record& record) {
   options.disk.connections = record.nbd.connections;
   options.disk.read_only = record.read_only;
   options.disk.shared = record.nbd.shared;
+  options.disk.trust_reconnect = record.ublk.trust_reconnect;
   return options;
 }
 
@@ -76,6 +81,7 @@ Status mend(const Record& record) {
 // Of a helper that has gone: its disk, then its record. Without the module there is no disk of it.
 Status clear(const Record& record) {
   auto control = UblkControl::open();
+  if (!control && is_in_kernel(record.ublk.number)) return std::move(control).error();
   if (control && kernel_has(control.value(), record)) {
     Status done = control.value().stop(number_of(record));
     if (done) done = remove_ublk_disk(control.value(), number_of(record), kHelperEndMs);
@@ -84,6 +90,18 @@ Status clear(const Record& record) {
   forget_names_of(record.device);
   if (!std::filesystem::exists(record.directory)) return Ok{};
   return remove_leftovers(record);
+}
+
+// What is in the page cache goes to the source, by another helper when this one dies: without one the wait has no end.
+Status write_back_mended(UblkControl& control, const Record& record) {
+  return write_back(record.device, [&, stopped = false]() mutable {
+    if (stopped || is_alive(record)) return;
+    const Status mended = mend(record);
+    // Another command may have mended it. Otherwise what waits fails.
+    if (mended || is_alive(record)) return;
+    (void)control.stop(number_of(record));
+    stopped = true;
+  });
 }
 
 // Stops the disk. A helper that cannot end its requests in time is ended itself.
@@ -154,7 +172,7 @@ Result<std::string> ublk_attach(const Source& source, const UblkOptions& options
 Result<bool> ublk_detach(uint32_t number, bool force) {
   const std::string node = attach::ublk_node(number);
   const auto record = record_of(node);
-  const bool there = std::filesystem::exists(fmt::format("/sys/class/ublk-char/ublkc{}", number));
+  const bool there = is_in_kernel(number);
   if (!record && !there) return false;
   if (::geteuid() != 0) return make_error(EPERM, "detaching a disk needs root");
   auto control = UblkControl::open();
@@ -175,7 +193,7 @@ Result<bool> ublk_detach(uint32_t number, bool force) {
     if (!force && is_in_use(node))
       return make_error(EBUSY, "{} is in use by another process or device: close it first, or use --force", node);
     // Without a helper nothing that is written can arrive, nor fail.
-    if (!force && is_alive(*record)) written = write_back(node);
+    if (!force && is_alive(*record)) written = write_back_mended(control.value(), *record);
     Status stopped = stop(control.value(), *record, force);
     if (!stopped) return std::move(stopped).error();
   }

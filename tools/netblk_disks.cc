@@ -223,6 +223,7 @@ int run_attach(const AttachArguments& arguments) {
       (node.error().code == ECONNREFUSED || node.error().code == ETIMEDOUT))
     return status_of(make_error(node.error().code, "{} (a server of netblk/1 needs --size as well)", node.error().message));
   if (!node) return status_of(node.error());
+  stay(node.value());
   if (way == Way::kNbd && source.is_nbd() && !arguments.read_only)
     note(fmt::format("{} promises what NBD promises: writes that were not flushed may be lost unnoticed when its server "
                      "goes down; netblk:// tells of it",
@@ -236,8 +237,8 @@ int run_attach(const AttachArguments& arguments) {
 
 int run_detach(const DetachArguments& arguments) {
   const std::string node = node_of_words(arguments.device);
-  if (!arguments.lazy) stay(node);
   const auto done = detach_node(node, arguments.force);
+  if (done) stay(node);
   const bool lazily = !done && done.error().code == EBUSY && arguments.lazy && is_attached(node);
   if (lazily) {
     const Status left = leave_lazily(node, [node] { return detach_node(node, false); });
@@ -246,8 +247,8 @@ int run_detach(const DetachArguments& arguments) {
   } else if (!done) {
     return fail(kFailed, done.error().message);
   }
-  // A name may have outlived its disk.
-  forget_names_of(node);
+  // A name may have outlived its disk; the node may be another's by now, with a name of its own.
+  if (auto attaching = lock_attachments(); attaching && (lazily || !is_attached(node))) forget_names_of(node);
   if (!lazily && !done.value()) note(fmt::format("{} is not attached", node));
   return 0;
 }

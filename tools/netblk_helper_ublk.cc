@@ -102,6 +102,7 @@ Status UblkHelper::attach() {
   record_.nbd.given_timeout_ms = options_.disk.timeout_given ? options_.disk.timeout_ms : 0;
   record_.nbd.connections = options_.disk.connections;
   record_.nbd.shared = options_.disk.shared;
+  record_.ublk.trust_reconnect = options_.disk.trust_reconnect;
   Status done = become();
   if (done) done = open_source();
   if (done) done = add();
@@ -230,6 +231,9 @@ Status UblkHelper::same_disk() {
   if (logical && *logical < traits.logical_bytes)
     return make_error(EIO, "{} has blocks of {} bytes now, and had {}; detach {} and attach it anew", record_.server,
                       traits.logical_bytes, *logical, record_.device);
+  if (traits.volatile_cache && read_text(fmt::format("/sys/block/ublkb{}/queue/write_cache", number())) == "write through")
+    return make_error(EIO, "{} has a cache now that needs flushes, and had none; detach {} and attach it anew", record_.server,
+                      record_.device);
   if (traits.read_only && !record_.read_only)
     return make_error(EROFS, "{} is read-only now; detach {} and attach it anew", record_.server, record_.device);
   return Ok{};
@@ -240,7 +244,11 @@ Status UblkHelper::judge_loss() {
   const uint64_t unflushed = told_->unflushed();
   const auto generation = source_->generation();
   if (!generation) {
-    if (unflushed != 0 && ublk_traits(*source_).volatile_cache && source_text_.is_nbd())
+    // DESIGN 4.2: what once was netblk/2 does not become netblk/1, which could not tell of a loss.
+    if (!record_.ublk.store_uuid.empty())
+      return make_error(EIO, "{} does not tell its store now, and had told it ({}): does it speak netblk/2?", record_.server,
+                        record_.ublk.store_uuid);
+    if (unflushed != 0 && ublk_traits(*source_).volatile_cache && source_text_.is_nbd() && !options_.disk.trust_reconnect)
       set_lost(fmt::format("a helper died with {} acknowledged changes that were not flushed: NBD does not tell whether the "
                            "server still has them", unflushed));
     return Ok{};
@@ -355,6 +363,8 @@ void UblkHelper::look_at_size() {
 // What a successor has to know is written down.
 void UblkHelper::look() {
   look_at_size();
+  // The generation first: an older one beside a loss is judged once more, a newer one without its loss would hide it.
+  const auto generation = source_->generation();
   const json live = source_->live_state();
   UblkRecord now = record_.ublk;
   if (live.value("lost", false) && !now.lost) {
@@ -362,7 +372,7 @@ void UblkHelper::look() {
     now.lost_why = live.value("lost_why", "");
     if (disk_) disk_->set_lost(true);
   }
-  if (const auto generation = source_->generation()) now.generation = generation->counter;
+  if (generation) now.generation = generation->counter;
   if (now.lost == record_.ublk.lost && now.generation == record_.ublk.generation) return;
   record_.ublk = now;
   (void)write_record(record_);
@@ -419,8 +429,9 @@ void UblkHelper::serve() {
         return live_state().dump(-1, ' ', false, json::error_handler_t::replace);
       });
   }
-  withdraw();
+  // Before its number is free for another.
   forget_names_of(record_.device);
+  withdraw();
 }
 
 }  // namespace

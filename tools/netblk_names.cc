@@ -52,8 +52,15 @@ std::string on_a_line(const std::string& text) {
   return line;
 }
 
-// udev looks at its rules again; where it does not run, nobody does.
-void tell_udev(const std::string& node) { std::ofstream("/sys/class/block/" + disk_of(node) + "/uevent") << "change"; }
+// udev looks at its rules again, for the partitions too; where it does not run, nobody does.
+void tell_udev(const std::string& node) {
+  const fs::path disk = "/sys/class/block/" + disk_of(node);
+  std::ofstream(disk / "uevent") << "change";
+  std::error_code error;
+  std::error_code none;
+  for (const auto& entry : fs::directory_iterator(disk, error))
+    if (fs::exists(entry.path() / "partition", none)) std::ofstream(entry.path() / "uevent") << "change";
+}
 
 void remove_links_to(const std::string& node) {
   std::error_code error;

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <linux/blkpg.h>
+#include <signal.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
@@ -15,9 +16,11 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <climits>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -34,14 +37,40 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 
 constexpr const char* kRoot = "/run/netblk";
+// Beside the folder, which goes when it is empty; a lock that goes would be held by two.
+constexpr const char* kLock = "/run/netblk.lock";
 constexpr int kMaxAttachments = 4096;
 constexpr timeval kControlTimeout{.tv_sec = 10, .tv_usec = 0};
 constexpr auto kPollPause = std::chrono::milliseconds(20);
+// For a process that was killed to be gone; for one that only looks at a lock to be done.
+constexpr auto kKilledPatience = std::chrono::seconds(10);
+constexpr auto kLookPatience = std::chrono::seconds(2);
 
 std::string canonical(const std::string& path) {
   std::error_code error;
   const fs::path real = fs::canonical(path, error);
   return error ? path : real.string();
+}
+
+// Whether a signal has ended the process, or is about to: proc(5), `stat` and `status`.
+bool is_dying(int64_t pid) {
+  constexpr uint64_t kExiting = 0x4;      // PF_EXITING of the kernel's sched.h
+  constexpr uint64_t kSignalled = 0x400;  // PF_SIGNALED
+  constexpr uint64_t kKill = uint64_t{1} << (SIGKILL - 1);
+  const std::string stat = read_text(fmt::format("/proc/{}/stat", pid));
+  const size_t name_end = stat.rfind(')');
+  if (name_end == std::string::npos) return false;  // its lock has gone with it, or is another's
+  std::istringstream words(stat.substr(name_end + 1));
+  std::string state, skipped;
+  uint64_t flags = 0;
+  words >> state >> skipped >> skipped >> skipped >> skipped >> skipped >> flags;
+  if (state == "Z" || state == "X" || (flags & (kExiting | kSignalled)) != 0) return true;
+  std::ifstream status(fmt::format("/proc/{}/status", pid));
+  for (std::string line; std::getline(status, line);)
+    if ((line.starts_with("SigPnd:") || line.starts_with("ShdPnd:")) &&
+        (std::strtoull(line.c_str() + sizeof "SigPnd:", nullptr, 16) & kKill) != 0)
+      return true;
+  return false;
 }
 
 // mountinfo writes blanks and backslashes of a path as \OOO.
@@ -74,26 +103,24 @@ std::string read_text(const std::string& path) {
 }
 
 Result<io::UniqueFd> lock_attachments() {
-  for (;;) {
-    if (::mkdir(kRoot, 0755) != 0 && errno != EEXIST)
-      return make_error(errno, "cannot make {}: {}", kRoot, errno_text(errno));
-    io::UniqueFd lock(::open(kRoot, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (!lock.valid() && errno == ENOENT) continue;
-    if (!lock.valid() || ::flock(lock.get(), LOCK_EX) != 0)
-      return make_error(errno, "cannot lock {}: {}", kRoot, errno_text(errno));
-    // A detach takes the folder away when it is empty: the lock of one that has gone is nobody's.
-    struct stat held{}, there{};
-    if (::fstat(lock.get(), &held) == 0 && ::stat(kRoot, &there) == 0 && held.st_ino == there.st_ino) return lock;
-  }
+  io::UniqueFd lock(::open(kLock, O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  if (!lock.valid() || ::flock(lock.get(), LOCK_EX) != 0)
+    return make_error(errno, "cannot lock {}: {}", kLock, errno_text(errno));
+  return lock;
 }
 
 Result<NewFolder> make_state_folder() {
-  if (::mkdir(kRoot, 0755) != 0 && errno != EEXIST)
-    return make_error(errno, "cannot make {}: {}", kRoot, errno_text(errno));
   for (int number = 0; number < kMaxAttachments; ++number) {
+    // Each time: a detach takes it away when it is empty.
+    if (::mkdir(kRoot, 0755) != 0 && errno != EEXIST)
+      return make_error(errno, "cannot make {}: {}", kRoot, errno_text(errno));
     const std::string directory = fmt::format("{}/{}", kRoot, number);
     if (::mkdir(directory.c_str(), 0700) != 0) {
       if (errno == EEXIST) continue;
+      if (errno == ENOENT) {
+        --number;
+        continue;
+      }
       return make_error(errno, "cannot make {}: {}", directory, errno_text(errno));
     }
     io::UniqueFd lock(::open((directory + "/lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
@@ -108,8 +135,12 @@ Result<NewFolder> make_state_folder() {
 Result<io::UniqueFd> take_over_folder(const Record& record) {
   io::UniqueFd lock(::open((record.directory + "/lock").c_str(), O_RDWR | O_CLOEXEC));
   if (!lock.valid()) return make_error(errno, "cannot open the lock of {}: {}", record.directory, errno_text(errno));
-  if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0)
-    return make_error(EBUSY, "the helper of {} (process {}) lives", record.device, record.pid);
+  // A look from outside holds the lock for a moment.
+  for (const auto end = std::chrono::steady_clock::now() + kLookPatience; ::flock(lock.get(), LOCK_EX | LOCK_NB) != 0;) {
+    if (std::chrono::steady_clock::now() >= end)
+      return make_error(EBUSY, "the helper of {} (process {}) lives", record.device, record.pid);
+    std::this_thread::sleep_for(kPollPause);
+  }
   return lock;
 }
 
@@ -125,6 +156,7 @@ Status write_record(const Record& record) {
                      {"connections", record.nbd.connections},
                      {"flags", record.nbd.flags},
                      {"shared", record.nbd.shared},
+                     {"trust_reconnect", record.ublk.trust_reconnect},
                      {"ublk_number", record.ublk.number},
                      {"ublk_mark", record.ublk.mark},
                      {"store_uuid", record.ublk.store_uuid},
@@ -166,6 +198,7 @@ std::vector<Record> read_records() {
       record.nbd.connections = text.value("connections", 1u);
       record.nbd.flags = text.value("flags", uint16_t{0});
       record.nbd.shared = text.value("shared", false);
+      record.ublk.trust_reconnect = text.value("trust_reconnect", false);
       record.ublk.number = text.value("ublk_number", int64_t{-1});
       record.ublk.mark = text.value("ublk_mark", uint64_t{0});
       record.ublk.store_uuid = text.value("store_uuid", "");
@@ -185,8 +218,14 @@ std::vector<Record> read_records() {
 }
 
 bool is_alive(const Record& record) {
-  const io::UniqueFd lock(::open((record.directory + "/lock").c_str(), O_RDONLY | O_CLOEXEC));
-  return lock.valid() && ::flock(lock.get(), LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+  const auto end = std::chrono::steady_clock::now() + kKilledPatience;
+  for (;;) {
+    const io::UniqueFd lock(::open((record.directory + "/lock").c_str(), O_RDONLY | O_CLOEXEC));
+    if (!lock.valid() || ::flock(lock.get(), LOCK_SH | LOCK_NB) == 0 || errno != EWOULDBLOCK) return false;
+    // Who was killed holds its lock until its memory is given back, and does nothing for anybody any more.
+    if (!is_dying(record.pid) || std::chrono::steady_clock::now() >= end) return true;
+    std::this_thread::sleep_for(kPollPause);
+  }
 }
 
 bool wait_until_gone(const Record& record, uint64_t timeout_ms) {
@@ -272,6 +311,21 @@ std::vector<std::string> uses_of(const std::string& device) {
 bool is_in_use(const std::string& device) {
   const io::UniqueFd alone(::open(device.c_str(), O_RDONLY | O_EXCL | O_CLOEXEC));
   return !alone.valid() && errno == EBUSY;
+}
+
+Status write_back(const std::string& device, const std::function<void()>& look) {
+  Status written = Ok{};
+  std::atomic<bool> done{false};
+  std::thread writer([&] {
+    written = write_back(device);
+    done = true;
+  });
+  while (!done) {
+    std::this_thread::sleep_for(kPollPause);
+    if (!done) look();
+  }
+  writer.join();
+  return written;
 }
 
 Status write_back(const std::string& device) {

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -37,6 +38,7 @@ struct UblkRecord {
   uint64_t generation = 0;
   bool lost = false;  // acknowledged writes may be gone
   std::string lost_why;
+  bool trust_reconnect = false;  // as AttachOptions has it
 };
 
 struct Record {
@@ -73,7 +75,7 @@ Result<io::UniqueFd> lock_attachments();
 Status write_record(const Record& record);
 std::vector<Record> read_records();
 
-// Whether the helper lives.
+// Whether the helper lives; one that was killed does not. It waits a moment for the end of such a one.
 bool is_alive(const Record& record);
 // Waits until the helper has gone; false when the time is over first.
 bool wait_until_gone(const Record& record, uint64_t timeout_ms);
@@ -89,6 +91,8 @@ bool is_in_use(const std::string& device);
 
 // What was written to the device and still waits in the page cache goes to the server. An error says that it did not.
 Status write_back(const std::string& device);
+// The same, with `look` called again and again meanwhile.
+Status write_back(const std::string& device, const std::function<void()>& look);
 
 // The kernel forgets the partitions of a disk that has gone and whose node stays.
 void forget_partitions(const std::string& device);

@@ -122,7 +122,7 @@ server_dies() {
 		until_true 60 "reconnect $i" eval "[ \$(field $disk reconnects) -ge $i ]"
 	done
 	wait $fio || fail "fio: $(cat "$scratch/fio.v")"
-	netblk detach "$disk"; cmp -n 1 "$scratch/disk" "$scratch/disk"
+	sync; drop_caches; cmp "$disk" "$scratch/disk"; netblk detach "$disk"
 }
 # after kill -9 of what serves the disk, status tells the truth, and attach or detach of the same repairs it
 helper_dies() {
