@@ -25,7 +25,8 @@ one() {
 	flock 9
 	echo "# $program"
 	cat "$log"
-	return $status
+	# Of 255 xargs would take it that nothing more is to be run.
+	return $((status != 0))
 }
 
 if [ "$1" = --one ]; then
