@@ -2,6 +2,7 @@
 #include "io/pacing.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace netblk::io {
 namespace {
@@ -13,13 +14,16 @@ constexpr double kWorth = 0.95;
 
 void Pacing::enter(State state) {
   state_ = state;
-  requests_ = 0;
-  began_ns_ = 0;
   windows_ = 0;
+  begin_window();
 }
 
-double Pacing::window_speed() {
-  const uint64_t now = now_ns_();
+void Pacing::begin_window() {
+  requests_ = 0;
+  began_ns_ = 0;
+}
+
+double Pacing::window_speed(uint64_t now) {
   const double speed = static_cast<double>(requests_) / static_cast<double>(std::max<uint64_t>(now - began_ns_, 1));
   began_ns_ = now;
   requests_ = 0;
@@ -34,10 +38,17 @@ bool Pacing::should_rest(uint64_t requests) {
     return false;
   }
   if (requests == 0) return false;
-  if (began_ns_ == 0) began_ns_ = now_ns_();
+  const uint64_t now = now_ns_();
+  const bool paused = now - std::exchange(last_ns_, now) > kPauseNs;
+  if (paused) {
+    // Awake, the windows before it count: who pauses often is tried too.
+    if (state_ == State::kAwake) begin_window();
+    else enter(State::kAwake);
+  }
+  if (began_ns_ == 0) began_ns_ = now;
   else requests_ += requests;
   if (requests_ < kWindow) return state_ != State::kAwake;
-  const double speed = window_speed();
+  const double speed = window_speed(now);
   switch (state_) {
     case State::kAwake:
       awake_speed_ = speed;

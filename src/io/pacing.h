@@ -31,14 +31,18 @@ class Pacing {
   // Windows between two trials, at most, and those after which a rested loop looks again how fast it is without.
   static constexpr uint32_t kMostGap = 64;
   static constexpr uint32_t kRestedWindows = 128;
+  // Between two asks: nobody sent anything, or the machine stood still. No speed is measured across it.
+  static constexpr uint64_t kPauseNs = 1'000'000;
 
   void enter(State state);
-  double window_speed();
+  void begin_window();
+  double window_speed(uint64_t now);
 
   uint64_t (*now_ns_)();
   State state_ = State::kAwake;
   uint64_t requests_ = 0;  // in this window
   uint64_t began_ns_ = 0;  // 0: the window begins with the next request
+  uint64_t last_ns_ = 0;   // when it was asked last, with requests
   uint32_t windows_ = 0;   // in this state
   uint32_t gap_ = 1;
   double awake_speed_ = 0;

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 
@@ -66,6 +67,35 @@ TEST(Pacing, AClientThatWaitsForAllItsAnswersIsLeftAlone) {
   serve(pacing, in_step, 200'000, served);
   EXPECT_GE(served.rests, 1u);
   EXPECT_LE(served.in_rests, 8'000u);
+}
+
+// Every so many requests the client has nothing to ask for, for 100 ms.
+Client with_pauses(const Client& client, uint64_t every) {
+  return [client, every, left = every](bool rested) mutable {
+    Arrival arrival = client(rested);
+    left -= std::min(left, arrival.requests);
+    if (left == 0) {
+      arrival.took_ns += 100'000'000;
+      left = every;
+    }
+    return arrival;
+  };
+}
+
+TEST(Pacing, NoSpeedIsMeasuredAcrossAPause) {
+  Pacing pacing(read_now);
+  Served served;
+  serve(pacing, with_pauses(in_step, 1'000), 200'000, served);
+  EXPECT_GE(served.rests, 1u);
+  EXPECT_LE(served.in_rests, 8'000u);
+}
+
+TEST(Pacing, ADeepQueueIsTakenInRestsBetweenPauses) {
+  Pacing pacing(read_now);
+  Served served;
+  serve(pacing, alone, 200'000, served);
+  serve(pacing, with_pauses(deep, 5'000), 400'000, served);
+  EXPECT_GE(served.in_rests, 300'000u);
 }
 
 TEST(Pacing, ARestThatBringsLittleIsTheLast) {
