@@ -142,10 +142,11 @@ void Loop::run(coro::Task<void> main) {
     take_posted();
     if (stopped_ && ready_.empty()) break;
     int64_t timeout_ms = fire_timers();
+    if (ready_.empty() && poll_busily(timeout_ms)) continue;
+    // A look in vain took its time.
+    if (ready_.empty() && busy_poll_us_ != 0) timeout_ms = fire_timers();
     if (!ready_.empty()) {
       timeout_ms = 0;
-    } else if (poll_busily(timeout_ms)) {
-      continue;
     } else {
       if (may_rest_ && busy_poll_us_ == 0 && pacing_.should_rest(std::exchange(requests_, 0))) rest();
       sleeping_.store(true, std::memory_order_seq_cst);

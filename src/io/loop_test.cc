@@ -182,6 +182,51 @@ TEST_P(LoopTest, SaysWhatServesIt) {
   EXPECT_EQ(loop().description(), text);
 }
 
+// A loop without a kernel. What waits without a limit is a request, which comes at once.
+class NoKernelLoop final : public Loop {
+ public:
+  explicit NoKernelLoop(ManualClock& clock) : Loop(clock), clock_(clock) {}
+  std::unique_ptr<Stream> make_stream(UniqueFd) override { return nullptr; }
+  std::unique_ptr<Listener> make_listener(UniqueFd) override { return nullptr; }
+  std::string description() const override { return "none"; }
+  coro::Event request;
+  uint64_t look_takes_ms = 0;
+  std::vector<int64_t> waits;  // the times that it was told to wait for
+
+ private:
+  void poll(int64_t timeout_ms) override {
+    if (timeout_ms < 0) return request.set();
+    waits.push_back(timeout_ms);
+    clock_.now += timeout_ms == 0 ? look_takes_ms : static_cast<uint64_t>(timeout_ms);
+  }
+  bool has_news() const override { return false; }
+  void wake() override {}
+  ManualClock& clock_;
+};
+
+coro::Task<void> serve_and_sleep(NoKernelLoop& loop, uint64_t sleep_ms) {
+  co_await loop.request.wait();
+  co_await SleepUntil(loop, loop.now_ms() + sleep_ms);
+}
+
+TEST(BusyLoop, ALookInVainIsNotWaitedForAgain) {
+  ManualClock clock;
+  NoKernelLoop loop(clock);
+  loop.set_busy_poll_us(100);
+  loop.look_takes_ms = 3;
+  loop.run(serve_and_sleep(loop, 5));
+  EXPECT_EQ(loop.waits, (std::vector<int64_t>{0, 2, 0})) << "it waits for 5 ms after 3 of them";
+}
+
+TEST(BusyLoop, ATimerWhoseTimeComesInALookFires) {
+  ManualClock clock;
+  NoKernelLoop loop(clock);
+  loop.set_busy_poll_us(100);
+  loop.look_takes_ms = 5;
+  loop.run(serve_and_sleep(loop, 5));
+  EXPECT_EQ(loop.waits, (std::vector<int64_t>{0, 0})) << "it waited for a timer that was due";
+}
+
 // --- Timers --------------------------------------------------------------------------------------------------------
 
 // A manual clock, and a loop that never waits: something is always ready while settle() turns it.
