@@ -221,12 +221,14 @@ class MemoryStore final : public block::Device {
       }
       at += run;
     }
-    clear_edge(offset, std::min(first * page, end));
-    clear_edge(std::max(first, last) * page, end);
+    clear_edge(offset, std::min(first * page, end), changed);
+    clear_edge(std::max(first, last) * page, end, changed);
     return 0;
   }
-  void clear_edge(uint64_t offset, uint64_t end) {
-    if (offset < end && is_used(offset / page_bytes())) std::memset(data_ + offset, 0, end - offset);
+  void clear_edge(uint64_t offset, uint64_t end, uint8_t& changed) {
+    if (offset >= end || !is_used(offset / page_bytes())) return;
+    std::memset(data_ + offset, 0, end - offset);
+    changed = 1;
   }
 
   std::byte* data_;
