@@ -103,8 +103,23 @@ if [ "$tables" = 8 ]; then pass run-tables; else fail run-tables "$tables tables
 
 [ -x "$server_binary" ] || { skip load2 "$server_binary is not built"; finish; }
 stop
-port=$((20000 + $$ % 10000))
-"$server_binary" --export a=mem:16M --listen "netblk://127.0.0.1:$port" > "$work/log" 2>&1 & server=$!
+# serve2: sets `server` and `port`. The port is none of those that the suites beside it choose (from 11000), nor of those
+# that the system gives; who has it already ends the server at once.
+serve2() {
+	for try in {0..19}; do
+		port=$((1100 + ($$ + try * 97) % 9600))
+		"$server_binary" --export a=mem:16M --listen "netblk://127.0.0.1:$port" > "$work/log" 2>&1 & server=$!
+		for _ in {1..1200}; do
+			ss -Htlnp "sport = :$port" | grep -q "pid=$server," && return 0
+			kill -0 "$server" 2> /dev/null || break
+			sleep 0.05
+		done
+		kill "$server" 2> /dev/null; wait "$server" 2> /dev/null
+	done
+	server=
+	return 1
+}
+serve2 || { fail load2 "no server started: $(tr '\n' ' ' < "$work/log")"; finish; }
 load2() { "$tools/bench_load2" --port "$port" --seconds 0.5 --warmup 0.05 "$@" > "$work/json" 2> "$work/err"; }
 for _ in {1..600}; do load2 --fill && break; sleep 0.1; done
 counts2='r["requests"] > 0 and r["errors"] == 0 and r["iops"] > 0 and 0 < r["p50_us"] <= r["p99_us"]'
