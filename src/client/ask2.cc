@@ -30,6 +30,7 @@ coro::Task<Status> send_whole(io::Stream& stream, std::vector<std::byte> bytes) 
   for (size_t at = 0; at < bytes.size();) {
     const iovec part{bytes.data() + at, bytes.size() - at};
     const int32_t sent = co_await io::send(stream, std::span(&part, 1));
+    if (sent == -EINTR) continue;
     if (sent < 0) co_return make_error(-sent, "sending failed: {}", errno_text(-sent));
     at += static_cast<size_t>(sent);
   }

@@ -170,6 +170,8 @@ coro::Task<void> Connection::send_all() {
     sent(0);  // flushes at the front of the batch
     while (!over_ && batch_at_ < batch_.size()) {
       const int32_t result = co_await io::send(*stream_, std::span(batch_).subspan(batch_at_));
+      // A ring gives up a send that waits when the process is stopped or frozen.
+      if (result == -EINTR) continue;
       if (result < 0) {
         fail(fmt::format("sending failed: {}", errno_text(-result)));
         break;

@@ -260,6 +260,8 @@ coro::Task<bool> Link2::send_batch() {
   while (!over_ && batch_at_ < batch_.size()) {
     const int32_t result = co_await io::send(*stream_, std::span(batch_).subspan(batch_at_));
     if (over_) break;
+    // A ring gives up a send that waits when the process is stopped or frozen.
+    if (result == -EINTR) continue;
     if (result < 0) {
       fail(make_error(-result, "sending failed: {}", errno_text(-result)));
       break;
