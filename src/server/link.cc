@@ -360,7 +360,10 @@ coro::Task<bool> Link::send_file(int fd, uint64_t offset, size_t bytes) {
     int32_t sent = stream_->send_file_now(fd, offset, bytes);
     if (sent == -EAGAIN) {
       if (piece.buffer.data() == nullptr) take(piece, kFilePiece);
-      sent = io::read_now(fd, {piece.buffer.data(), std::min<size_t>(bytes, kFilePiece)}, offset);
+      const std::span<std::byte> into(piece.buffer.data(), std::min<size_t>(bytes, kFilePiece));
+      sent = io::read_now(fd, into, offset);
+      // What was cached when the READ came is no more: it waits for the disk, as sendfile does.
+      if (sent == -EAGAIN) sent = io::read_now(fd, into, offset, true);
       if (sent > 0) {
         std::array<iovec, 1> part{{{piece.buffer.data(), static_cast<size_t>(sent)}}};
         const bool taken = co_await send(part);
