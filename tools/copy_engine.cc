@@ -27,8 +27,11 @@ constexpr uint64_t kGranuleBytes = 4096;
 constexpr uint64_t kTickMs = 100;
 // One question about holes: how far (who can answer for less does), and how many extents the answer may have.
 constexpr uint64_t kLookBytes = uint64_t{64} << 30;
+// And when that fails: a server that counts what it found may have to look at less.
+constexpr uint64_t kShortLookBytes = uint64_t{1} << 30;
 constexpr uint32_t kLookExtents = 4096;
-static_assert(kPieceBytes % kGranuleBytes == 0 && kZeroBytes % kPieceBytes == 0 && kLookBytes % kPieceBytes == 0);
+static_assert(kPieceBytes % kGranuleBytes == 0 && kZeroBytes % kPieceBytes == 0 && kLookBytes % kPieceBytes == 0 &&
+              kShortLookBytes % kPieceBytes == 0);
 
 alignas(4096) constexpr std::array<std::byte, 64u << 10> kZeroes{};
 
@@ -74,6 +77,7 @@ Copy::Copy(io::Loop& loop, CopyPlan plan)
       plan_(std::move(plan)),
       granule_(std::max<uint64_t>(kGranuleBytes, plan_.target.block_bytes)),
       cursor_(plan_.start_at),
+      look_bytes_(kLookBytes),
       copied_bytes_(plan_.start_at),
       checkpointed_(plan_.start_at),
       tick_(*this) {
@@ -150,16 +154,17 @@ coro::Task<void> Copy::look_ahead() {
     }
     looking_ = true;
     const uint64_t size = *plan_.source.size_bytes;
-    const uint64_t length = std::min(size - cursor_, kLookBytes);
+    const uint64_t length = std::min(size - cursor_, look_bytes_);
     std::vector<block::Extent> extents;
     const uint64_t from = cursor_;
     const int error = co_await AskedStatus(*plan_.source.device, loop_, from, length, extents, kLookExtents);
     // Who cannot tell is read.
-    is_blind_ = error != 0;
+    if (error != 0 && length > kShortLookBytes) look_bytes_ = kShortLookBytes;
+    else is_blind_ = error != 0;
     uint64_t end = from;
     for (const block::Extent& extent : extents) {
       end += extent.length;
-      if (!is_blind_) seen_.push_back({.hole = extent.zero, .end = end == size ? rounded_up(end, granule_) : end});
+      if (error == 0) seen_.push_back({.hole = extent.zero, .end = end == size ? rounded_up(end, granule_) : end});
     }
     looking_ = false;
     for (coro::Event* const waiter : std::exchange(lookers_, {})) waiter->set();

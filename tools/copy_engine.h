@@ -121,6 +121,7 @@ class Copy {
   // What the device said of its status, from the cursor on. One worker asks, the others wait for it.
   std::deque<Extent> seen_;
   bool looking_ = false;
+  uint64_t look_bytes_;
   bool is_blind_ = false;
   std::vector<coro::Event*> lookers_;
   uint64_t pipe_end_ = UINT64_MAX;

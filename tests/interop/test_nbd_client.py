@@ -421,6 +421,19 @@ def test_extended_headers_with_our_own_server(t):
 
 
 @test
+def test_one_long_question_that_fails_makes_not_blind(t):
+    a, log = large(t, "a.img"), t.tmp / "trace"
+    s = nbd_target.start(t, path=a, options=["fault=status", "fault-count=1"], more=["--trace", log])
+    run(t, "copy", s.uri_of("disk"), t.tmp / "b.img")
+    check(pieces(t.tmp / "b.img") == pieces(a), "the data of the copy")
+    check(used_kib(t.tmp / "b.img") <= used_kib(a) + 64, "holes are holes in the copy")
+    s.server.stop()
+    first, *others = asked(log, "block-status")
+    check(first > 4 * GIB and others and max(others) <= GIB, f"a long question and short ones, not {first} and {others}")
+    check(sum(asked(log, "read")) < 64 * MIB, "holes are not read")
+
+
+@test
 def test_our_own_server_is_measured(t):
     told = json.loads(run(t, "bench", "--json", "--rw", "randread", "--seconds", "0.3", "--depth", "16",
                           nbd_target.start(t, size=SIZE).uri_of("disk"))[0])
