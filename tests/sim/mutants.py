@@ -42,7 +42,8 @@ MUTANTS = {
                  "if (writes && other != nullptr && other->client_id.is_zero())"),
     # Ownership is granted before it is durable.
     "owner-is-not-durable": ("src/server/session_table.cc", "src/server/session_table.cc",
-                             "} else if (claim.owners_changed) {", "} else if (claim.owners_changed && hello.epoch == 0) {"),
+                             "} else if (claim.owners_changed) {",
+                             "} else if (claim.owners_changed && answer.session == nullptr) {"),
     # The client takes a new generation for the old one.
     "loss-is-forgotten": ("src/client/session2_welcome.cc", "src/client/session2_welcome.cc",
                           "if (gone == 0) return;", "if (gone < 1'000'000) return;"),
