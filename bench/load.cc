@@ -19,6 +19,9 @@ namespace {
 using namespace bench;
 
 constexpr uint64_t kDrainNs = 10'000'000'000;
+// For a first reply within the window.
+constexpr uint64_t kSilenceNs = 60'000'000'000;
+constexpr double kLookSeconds = 0.1;
 
 enum class Phase : int { kWarmup, kMeasure, kDrain };
 
@@ -26,6 +29,8 @@ std::atomic<Phase> phase{Phase::kWarmup};
 
 struct alignas(64) Worker {
   std::atomic<uint64_t> answered{0};  // read by the main thread at the window's ends
+  std::atomic<bool> measured{false};  // something of it was within the window
+  std::atomic<bool> over{false};
   Histogram latency;                  // of replies received inside the window
   std::deque<Connection> connections;
   std::thread thread;
@@ -33,10 +38,10 @@ struct alignas(64) Worker {
 
 Histogram* window(Worker& worker, Phase now) { return now == Phase::kMeasure ? &worker.latency : nullptr; }
 
-void publish(Worker& worker) {
-  uint64_t sum = 0;
-  for (const Connection& c : worker.connections) sum += c.totals().answered;
-  worker.answered.store(sum, std::memory_order_relaxed);
+void publish(Worker& worker, uint64_t answered, Phase now) {
+  if (answered == worker.answered.load(std::memory_order_relaxed)) return;
+  worker.answered.store(answered, std::memory_order_relaxed);
+  if (now == Phase::kMeasure) worker.measured.store(true, std::memory_order_release);
 }
 
 // One connection: a blocking recv is the cheapest wait there is.
@@ -60,8 +65,9 @@ void drive_one(Worker& worker) {
       if ((p.revents & ~POLLOUT) == 0) continue;
     }
     if (!c.receive(c.unsent() ? MSG_DONTWAIT : 0, now != Phase::kDrain, window(worker, now))) break;
-    worker.answered.store(c.totals().answered, std::memory_order_relaxed);
+    publish(worker, c.totals().answered, now);
   }
+  publish(worker, c.totals().answered, Phase::kDrain);
 }
 
 void drive_many(Worker& worker) {
@@ -115,7 +121,7 @@ void drive_many(Worker& worker) {
       }
       answered += c.totals().answered - before;
     }
-    worker.answered.store(answered, std::memory_order_relaxed);
+    publish(worker, answered, now);
   }
   close(poller);
 }
@@ -285,7 +291,7 @@ int main(int argc, char** argv) {
     w.thread = std::thread([&w] {
       if (w.connections.size() == 1) drive_one(w);
       else drive_many(w);
-      publish(w);
+      w.over = true;
     });
   pause_for(o.warmup_seconds);
 
@@ -294,7 +300,18 @@ int main(int argc, char** argv) {
   const uint64_t answered_start = answered(workers);
   const uint64_t start = now_ns();
   phase = Phase::kMeasure;
-  pause_for(o.seconds);
+  // A window in which nothing was answered, on a machine that stood still, says nothing: it goes on until something is. One
+  // without connections is over.
+  const auto all_over = [&workers] {
+    return std::all_of(workers.begin(), workers.end(), [](const Worker& w) { return w.over.load(); });
+  };
+  const auto any_measured = [&workers] {
+    return std::any_of(workers.begin(), workers.end(), [](const Worker& w) { return w.measured.load(std::memory_order_acquire); });
+  };
+  const uint64_t end = start + static_cast<uint64_t>(o.seconds * 1e9);
+  for (uint64_t now = start; now < end && !all_over(); now = now_ns())
+    pause_for(std::min(kLookSeconds, static_cast<double>(end - now) / 1e9));
+  while (!any_measured() && !all_over() && now_ns() < end + kSilenceNs) pause_for(0.001);
   phase = Phase::kDrain;
   const uint64_t answered_end = answered(workers);
   const double elapsed = static_cast<double>(now_ns() - start) / 1e9;

@@ -121,16 +121,18 @@ class Rows2:
         words = ["nbd-server", "-C", config, "-p", pid_file]
         return NbdServer(self, "nbd-server", ["sh", "-c", f"{shlex.join(words)}; exec sleep 86400"], port)
 
-    def fio_nbd(self, server, rw, block, depth, connections, size=None):
-        """fio's nbd engine: the best public client here for random requests; one connection for each of its jobs."""
+    def fio_nbd(self, server, rw, block, depth, connections, size=None, words=(), whole=False):
+        """fio's nbd engine: the best public client here for random requests; one connection for each of its jobs. whole: each
+        block once, instead of for --seconds."""
+        lasts = ["--randrepeat=0"] if whole else ["--time_based", f"--runtime={round(self.args.seconds * 1000)}ms", "--norandommap",
+                                                  "--randrepeat=0"]
         export = "a" if server.name == "nbd-server" else ""
         before = process_seconds(server.pid)
         run = subprocess.run(self.machine.client(
             ["fio", "--name=bench", "--ioengine=nbd", f"--uri=nbd://127.0.0.1:{server.port}/{export}", f"--rw={rw}",
              f"--bs={block}", f"--iodepth={depth}", f"--numjobs={connections}", "--thread", "--group_reporting",
-             "--time_based", f"--runtime={round(self.args.seconds * 1000)}ms", f"--size={size or self.SPAN}", "--norandommap",
-             "--randrepeat=0", "--lat_percentiles=1", "--output-format=json"]), stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True, timeout=self.args.seconds + 60, check=False)
+             f"--size={size or self.SPAN}", *lasts, *words, "--lat_percentiles=1", "--output-format=json"]), stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True, timeout=self.args.seconds + (600 if whole else 60), check=False)
         time.sleep(0.05)  # until the children of a forking server have ended
         used = process_seconds(server.pid) - before
         try:
@@ -143,7 +145,8 @@ class Rows2:
         if job["error"] or not side["total_ios"]:
             raise self.Failure(f"fio on {server.name}: error {job['error']}: {run.stderr[-400:]}")
         return {"iops": side["iops"], "mib_per_s": side["bw_bytes"] / (1 << 20), "requests": side["total_ios"], "errors": 0,
-                "p50_us": side["lat_ns"]["percentile"]["50.000000"] / 1e3, "connections": connections, "depth": depth,
+                "p50_us": side["lat_ns"]["percentile"]["50.000000"] / 1e3,
+                "p99_us": side["lat_ns"]["percentile"]["99.000000"] / 1e3, "connections": connections, "depth": depth,
                 "server_cpu_us_per_request": used * 1e6 / side["total_ios"]}
 
     # -- the rows ------------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ class RowsNbd:
         return peers
 
     def row_nbd(self):
-        """NOTES: one client for all; nothing is pinned, so that servers with many threads and clients with many jobs get both
+        """One client for all; nothing is pinned, so that servers with many threads and clients with many jobs get both
         cores."""
         pinned, self.machine.pinned = self.machine.pinned, False
         mib = self.args.nbd_mib

@@ -22,7 +22,9 @@ import tempfile
 import time
 
 from rows2 import Rows2
+from rows_attach import RowsAttach
 from rows_nbd import RowsNbd
+from rows_volume import RowsVolume
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 OUTPUT = os.path.join(os.path.dirname(HERE), "build", "output")
@@ -151,7 +153,7 @@ class Server:
         self.log.close()
 
 
-class Bench(Rows2, RowsNbd):
+class Bench(Rows2, RowsNbd, RowsAttach, RowsVolume):
     # What rows2 uses of this file.
     Server, Failure, Measured, SPAN, SPAN_BYTES = Server, Failure, Measured, SPAN, SPAN_BYTES
     figure, ratio = staticmethod(figure), staticmethod(ratio)
@@ -438,7 +440,7 @@ class Bench(Rows2, RowsNbd):
 
     ROWS = {"read-one": row_read_one, "read-deep": row_read_deep, "read-large": row_read_large, "write": row_write,
             "durable": row_durable, "connections": row_connections, "idle-memory": row_idle_memory,
-            "idle-beside": row_idle_beside, **Rows2.ROWS2, **RowsNbd.ROWS_NBD}
+            "idle-beside": row_idle_beside, **Rows2.ROWS2, **RowsNbd.ROWS_NBD, **RowsAttach.ROWS_ATTACH, **RowsVolume.ROWS_VOLUME}
 
     def run(self, rows):
         print(f"{self.machine.words()}; {self.args.rounds} rounds of {self.args.seconds} s, peers in turn, medians; "
@@ -467,10 +469,12 @@ def arguments():
     parser.add_argument("--idle", type=int, default=1000, help="idle connections (1000)")
     parser.add_argument("--depths", default="32,128", help="in flight for each connection, netblk/2 rows (32,128)")
     parser.add_argument("--connections", default="1,2,4", help="of which each system's best is taken, row client (1,2,4)")
-    parser.add_argument("--nbd-mib", type=int, default=256, help="size of what is served, row nbd; nbdcopy: four times that (256)")
+    parser.add_argument("--nbd-mib", type=int, default=256, help="size of what is served, rows nbd and attach; nbdcopy: four times that (256)")
+    parser.add_argument("--volume-mib", type=int, default=1024, help="size of each disk, row volume (1024)")
+    parser.add_argument("--peers", default="", help="row attach: words; a disk takes part if its name has one of them")
     parser.add_argument("--server", default=os.path.join(OUTPUT, "netblk_server"), help="path of netblk_server")
     parser.add_argument("--server-threads", type=int,
-                        help="netblk_server --threads; 0: its own choice (1; rows nbd and nbdcopy, where the peers choose too: 0)")
+                        help="netblk_server --threads; 0: its own choice (1; rows nbd, nbdcopy and attach, where the peers choose too: 0)")
     parser.add_argument("--server-options", default="", help="more words for netblk_server")
     parser.add_argument("--tools", default=os.path.join(OUTPUT, "bench"), help="where bench_floor, bench_load, bench_sync_loop are")
     parser.add_argument("--data", help="directory for the files served (a temporary one)")

@@ -29,8 +29,8 @@ start() {
 	done
 	return 1
 }
-# connected: until a client has reached the server at $port
-connected() { for _ in {1..1200}; do ss -Htn state established "sport = :$port" | grep -q . && return; sleep 0.05; done; }
+# served: until a client of the server at $port has had many replies
+served() { for _ in {1..1200}; do ss -HtniO state established "sport = :$port" | grep -qE ' bytes_acked:[0-9]{6}' && return; sleep 0.05; done; }
 load() { "$tools/bench_load" --port "$port" --seconds 0.2 --warmup 0.05 --span 8M "$@" > "$work/json" 2> "$work/err"; }
 
 # judge NAME STATUS EXPRESSION: the status is 0 and the Python expression over the result `r` holds
@@ -46,7 +46,7 @@ counts='r["sent"] == r["answered"] >= r["requests"] > 0 and r["errors"] == r["un
 latency='0 < r["p50_us"] <= r["p99_us"] <= r["max_us"] * 1.04'
 keys='{"iops", "mib_per_s", "p50_us", "p99_us", "errors"} <= set(r)'
 
-for program in bench_floor bench_floor_nbd bench_load bench_load2 bench_stream bench_large_read bench_sync_loop; do
+for program in bench_floor bench_floor_nbd bench_load bench_load2 bench_stream bench_large_read bench_sync_loop bench_volume_index; do
 	[ -x "$tools/$program" ] || { fail "$program" "not built in $tools"; finish; }
 done
 
@@ -72,8 +72,8 @@ start memory --size 16M || fail miscompare "did not start"
 load --check --rw read; status=$?
 if [ "$status" = 1 ]; then judge miscompare 0 "r['miscompares'] == r['checked'] == r['errors'] > 0"
 else fail miscompare "status $status, not 1"; fi
-"$tools/bench_load" --port "$port" --seconds 20 --span 8M --rw randrw > "$work/json" 2> "$work/err" & client=$!
-connected; sleep 0.3; stop; wait "$client"; status=$?
+"$tools/bench_load" --port "$port" --seconds 600 --span 8M --rw randrw > "$work/json" 2> "$work/err" & client=$!
+served; stop; wait "$client"; status=$?
 if [ "$status" = 1 ]; then judge server-lost 0 "r['errors'] > 0"; else fail server-lost "status $status, not 1"; fi
 load; status=$?
 if [ "$status" = 1 ] && grep -q "cannot connect" "$work/err"; then pass no-server
@@ -83,6 +83,11 @@ for threads in 1 8; do
 	"$tools/bench_sync_loop" --path "$work/sync" --span 4M --threads $threads --seconds 0.2 > "$work/json" 2> "$work/err"
 	judge "sync-loop-$threads" $? "$keys and r['errors'] == 0 and r['requests'] > 0 and r['threads'] == $threads"
 done
+
+"$tools/bench_volume_index" ours --dir "$work" --entries 30000 --batch 3000 --rounds 2 --lookups 3000 --cache-mib 1 > "$work/lines" 2> "$work/err"
+status=$?
+if [ "$status" = 0 ] && [ "$(cut -c-9 "$work/lines" | tr -d '\n')" = "fill     overwritelook up  again    size     " ]; then pass volume-index
+else fail volume-index "status $status: $(cat "$work/err" "$work/lines" | tr '\n' ' ')"; fi
 
 head -c 64M /dev/zero > "$work/large"
 "$tools/bench_large_read" "$work/large" 64K 0.05 --crc > "$work/lines" 2> "$work/err"; status=$?
@@ -136,8 +141,8 @@ counts2='r["requests"] > 0 and r["errors"] == 0 and r["iops"] > 0 and 0 < r["p50
 load2 --rw randrw --connections 4 --threads 2 --server-pid "$server"
 judge load2-threads $? "$counts2 and r['crc32c'] and r['threads'] == 2 and r['server_cpu_us_per_request'] > 0"
 load2 --rw write --bs 1M --depth 4 --no-crc --epoll; judge load2-epoll $? "$counts2 and not r['crc32c']"
-"$tools/bench_load2" --port "$port" --seconds 20 > "$work/json" 2> "$work/err" & client=$!
-connected; sleep 0.4; kill -9 "$server"; wait "$server" 2> /dev/null; server=;
+"$tools/bench_load2" --port "$port" --seconds 600 > "$work/json" 2> "$work/err" & client=$!
+served; kill -9 "$server"; wait "$server" 2> /dev/null; server=;
 if kill -0 "$client" 2> /dev/null; then pass load2-waits-for-a-lost-server; else fail load2-waits-for-a-lost-server "it ended"; fi
 kill "$client"; wait "$client" 2> /dev/null
 load2; status=$?

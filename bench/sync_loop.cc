@@ -33,14 +33,15 @@ void loop(int fd, const Options& o, unsigned number, const std::atomic<bool>& st
   std::vector<uint8_t> block(o.block_bytes, static_cast<uint8_t>(number + 1));
   Random random(number + 1);
   const uint64_t blocks = o.span_bytes / o.block_bytes;
-  while (!stop.load(std::memory_order_relaxed)) {
+  // One at the least: a machine that stands still may let the time go by before a thread's turn comes.
+  do {
     const auto offset = static_cast<off_t>(random.below(blocks) * o.block_bytes);
     const uint64_t start = now_ns();
     const bool ok = pwrite(fd, block.data(), block.size(), offset) == static_cast<ssize_t>(block.size()) && fdatasync(fd) == 0;
     worker.latency.add(now_ns() - start);
     ++worker.writes;
     if (!ok) ++worker.errors;
-  }
+  } while (!stop.load(std::memory_order_relaxed));
 }
 
 // Overwrites of blocks that are already on the disk: no allocation, no size change.

@@ -58,8 +58,8 @@ write_basic_package_version_file(${PROJECT_BINARY_DIR}/netblk_client-config-vers
                                  COMPATIBILITY SameMinorVersion)
 configure_file(${PROJECT_SOURCE_DIR}/cmake/netblk-client.pc.in ${PROJECT_BINARY_DIR}/netblk-client.pc @ONLY)
 
-install(TARGETS netblk_client ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
-install(DIRECTORY ${installed}/netblk DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+install(TARGETS netblk_client ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT client)
+install(DIRECTORY ${installed}/netblk DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT client)
 install(FILES ${PROJECT_BINARY_DIR}/netblk_client-config.cmake ${PROJECT_BINARY_DIR}/netblk_client-config-version.cmake
-        DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/netblk_client)
-install(FILES ${PROJECT_BINARY_DIR}/netblk-client.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+        DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/netblk_client COMPONENT client)
+install(FILES ${PROJECT_BINARY_DIR}/netblk-client.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig COMPONENT client)

@@ -30,11 +30,13 @@ MAN_PAGES = sorted((ROOT / "docs" / "man").glob("*.[0-9]"))
 # Folders of the project: a word in backticks that begins with one of them is a path.
 TOP = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "build"}
 # Options that belong to the programs of others, which the documents name too.
-FOREIGN = {"--shared", "--gtest_filter", "--preset", "--build", "--target", "--install", "--prefix", "--cflags", "--libs"}
+FOREIGN = {"--component", "--reload", "--shared", "--gtest_filter", "--preset", "--build", "--target", "--install", "--prefix", "--cflags", "--libs", "--map", "--output",
+           "--image-opts", "--sparse"}
 SCRIPT_OPTIONS = {"build.sh": {"--keep", "--vm", "--full"}, "tests/": {"--list", "--full"}}
 
 # Pages of the commands of netblk; the others are in docs/attach.md.
-GUIDES = {"copy": "copy.md", "bench": "bench.md", "replay": "replay.md", "info": "exports.md", "list": "exports.md"}
+GUIDES = {"volume": "volumes.md", "copy": "copy.md", "bench": "bench.md", "replay": "replay.md", "info": "exports.md", "list": "exports.md",
+          "table": "boot.md", "status": "status.md", "top": "status.md"}
 
 results = []
 
@@ -99,12 +101,23 @@ def options_of_help(text):
     return set(re.findall(r"^\s+(?:-\w,)?(--[\w-]+)", text, re.MULTILINE))
 
 
+def commands_of_help(text):
+    return [word for some in re.findall(r"^Subcommands:\n((?:  .*\n)+)", text, re.MULTILINE)
+            for word in re.findall(r"^  (\w+)", some, re.MULTILINE)]
+
+
 def options_of_commands():
-    """Those of each command of netblk."""
+    """Those of each command of netblk, with those of the commands that it has in turn."""
     client = program("netblk")
-    return {word: options_of_help(run(client, word, "--help"))
-            for command in re.findall(r"^Subcommands:\n((?:  .*\n)+)", run(client, "--help"), re.MULTILINE)
-            for word in re.findall(r"^  (\w+)", command, re.MULTILINE)}
+    found = {}
+    for word in commands_of_help(run(client, "--help")):
+        text = run(client, word, "--help")
+        found[word] = options_of_help(text)
+        for inner in commands_of_help(text):
+            deeper = run(client, word, inner, "--help")
+            found[word] |= options_of_help(deeper).union(
+                *(options_of_help(run(client, word, inner, last, "--help")) for last in commands_of_help(deeper)))
+    return found
 
 
 def options_of_programs():
@@ -280,7 +293,7 @@ def attributes_are_the_drivers():
     # every file that the driver makes in sysfs
     whole = driver_source()
     made = set(re.findall(r"(?:DEVICE|BUS)_ATTR_(?:RO|WO|RW)\((\w+)\)", whole)) | set(re.findall(r"__ATTR\((\w+),", whole))
-    made |= set(re.findall(r"^NETBLK_(?:COUNT|LATENCY)\((\w+),", whole, re.MULTILINE))
+    made |= set(re.findall(r"^NETBLK_(?:COUNT|LATENCY|SPLIT)\((\w+),", whole, re.MULTILINE))
     made -= {"name"}  # a macro's own word
     text = (ROOT / "kernel" / "ABI-sysfs-netblk").read_text(encoding="utf-8")
     described = set(re.findall(r"^What:\t\t/sys/(?:block/netblk|bus/netblk)/(?:\w+/)?(\w+)$", text, re.MULTILINE))
@@ -299,6 +312,8 @@ def literals():
                 # neighbours are one literal
                 source = re.sub(r'"\s*\n?\s*(?:NETBLK_\w+\s*)?"', "", source)
                 text += re.findall(r'"((?:[^"\\\n]|\\.)*)"', source)
+    # of the scripts, whole
+    text += [path.read_text(encoding="utf-8") for path in sorted((ROOT / "packaging" / "initramfs-tools").rglob("*")) if path.is_file()]
     return "\n".join(text)
 
 

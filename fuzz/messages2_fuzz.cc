@@ -139,6 +139,19 @@ void replies(std::span<const std::byte> bytes, const Framing2& framing, bool men
       check(*wrong != '\0');
       continue;
     }
+    if (reply.type == NETBLK2_TIMES) {
+      netblk::proto::Times2 times;
+      const char* const impossible = netblk::proto::decode_times(header, times);
+      if (impossible != nullptr) {
+        check(*impossible != '\0');
+        continue;
+      }
+      check(times.count != 0 && times.request_type >= NETBLK2_READ && times.request_type <= NETBLK2_NOP);
+      std::array<std::byte, NETBLK2_TIMES_SIZE> same;
+      netblk::proto::encode_times(times, framing.crc, same.data());
+      check(std::memcmp(same.data(), header.data(), same.size() - (framing.crc ? 0 : 4)) == 0);
+      continue;
+    }
     std::array<std::byte, NETBLK2_REPLY_SIZE> again;
     netblk::proto::encode_reply(reply, framing.crc, again.data());
     check(std::memcmp(again.data(), header.data(), again.size() - (framing.crc ? 0 : 4)) == 0);
@@ -159,6 +172,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const Framing2 framing{.crc = (choice & 1) != 0,
                          .lz4 = (choice & 2) != 0,
                          .zstd = (choice & 4) != 0,
+                         .times = (choice & 64) != 0,
                          .max_payload_bytes = (choice & 8) != 0 ? NETBLK2_MAX_PAYLOAD : NETBLK2_MIN_MAX_PAYLOAD};
   const bool mend = (choice & 16) == 0;
   if (choice & 32) {

@@ -14,7 +14,7 @@ namespace {
 using namespace netblk::proto;
 using netblk::load_be;
 
-constexpr uint32_t kContext = 1;
+constexpr uint32_t kContexts[] = {1, 7};
 
 void expect(bool true_always) {
   if (!true_always) std::abort();
@@ -41,7 +41,7 @@ void replies(NbdHeaders headers, const NbdRequest& request) {
   bytes = nbd_reply_error(headers, asked, NBD_EIO, "text", reply.data());
   expect(bytes <= kNbdReplyBytes && payload_of(headers, reply.data()) == bytes - header + 4);
   const uint32_t count = length % 8192 + 1;
-  bytes = nbd_reply_status(headers, asked, kContext, count, reply.data());
+  bytes = nbd_reply_status(headers, asked, kContexts[0], count, true, reply.data());
   expect(bytes <= kNbdReplyBytes &&
          payload_of(headers, reply.data()) == bytes - header + count * nbd_extent_size(headers));
 }
@@ -67,7 +67,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     if (payload > bytes.size()) break;
     const auto carried = bytes.first(static_cast<size_t>(payload));
     uint64_t length = 0;
-    if (decode_nbd_status_payload(carried, kContext, length) == nullptr) expect(length == load_be<uint64_t>(carried.data()));
+    std::vector<uint32_t> asked;
+    if (decode_nbd_status_payload(carried, kContexts, length, asked) == nullptr) {
+      expect(length == load_be<uint64_t>(carried.data()));
+      expect(!asked.empty() && asked.size() <= std::size(kContexts));
+    }
     bytes = bytes.subspan(carried.size());
   }
   return 0;

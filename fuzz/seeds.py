@@ -50,7 +50,7 @@ def main():
             continue
         # The first byte of a message chooses the framing: checksums, both compressions, and which way it goes.
         crc = name.endswith("-crc")
-        choice = bytes([(1 if crc else 0) | 6 | (32 if name.startswith("reply") else 0)])
+        choice = bytes([(1 if crc else 0) | 6 | (32 if name.startswith(("reply", "times")) else 0) | (64 if name.startswith("times") else 0)])
         (folder / "messages2" / name).write_bytes(choice + data)
         streams.setdefault(choice, []).append(data)
     for choice, parts in streams.items():

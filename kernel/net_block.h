@@ -59,7 +59,8 @@
 #define NETBLK_MAX_QUEUE_DEPTH 4096
 #define NETBLK_MAX_RETRIES 1000
 #define NETBLK_MAX_TIMEOUT_MS (10 * 60 * 1000)
-#define NETBLK_MAX_DEAD_TIME_MS (24 * 60 * 60 * 1000)
+/* the largest dead_time_ms: I/O waits for its server for ever */
+#define NETBLK_FOR_EVER_MS U32_MAX
 
 /* Devices at a time; the highest number is one less. */
 #define NETBLK_MAX_DEVICES 1024
@@ -165,6 +166,7 @@ struct netblk_welcome {
 	u32 slots;
 	bool crc32c;
 	bool resize;
+	bool times;
 	u32 heartbeat_ms; /* 0: none */
 };
 
@@ -213,6 +215,7 @@ struct netblk_cmd {
 	struct list_head node; /* netblk_queue.pending or netblk_conn.inflight */
 	struct netblk_queue *queue;
 	u64 queued_ns; /* when the block layer gave it to us */
+	u64 sent_ns; /* when it was last given to a connection */
 	struct netblk_cursor data; /* of the sender for a WRITE, else of the receiver */
 	u64 cookie; /* netblk/2; as last sent */
 	u64 flush_mark; /* FLUSH: changes acknowledged before it was issued */
@@ -250,7 +253,20 @@ struct netblk_stats {
 	u64 requests[NETBLK_KINDS];
 	u64 bytes[NETBLK_KINDS];
 	u64 latency[NETBLK_KINDS][NETBLK_LATENCY_BUCKETS];
+	u64 queue_ns[NETBLK_KINDS]; /* until they were given to a connection */
+	u64 trip_ns[NETBLK_KINDS]; /* from there to their end */
+	/* of those that a netblk/2 server told of, failed ones included */
+	u64 told[NETBLK_KINDS];
+	u64 told_trip_ns[NETBLK_KINDS];
+	u64 server_ns[NETBLK_KINDS];
+	u64 store_ns[NETBLK_KINDS];
 	u64 errors;
+};
+
+/* Replies of one type since the server told of their times. */
+struct netblk_untold {
+	u32 count;
+	u64 trip_ns;
 };
 
 struct netblk_conn;
@@ -323,6 +339,7 @@ struct netblk_conn {
 	bool draining; /* take no new request */
 	int tx_error;
 	unsigned long tx_at; /* jiffies: TCP last took a byte */
+	u64 tx_ns; /* when this batch began; 0: it has no request yet */
 	u8 ctl[NETBLK_MAX_HEADER]; /* a message of the connection's own */
 	u8 ctl_length;
 	u8 ctl_done;
@@ -336,6 +353,8 @@ struct netblk_conn {
 	unsigned long up_at; /* jiffies */
 	u32 acked; /* snd_una when last looked at */
 	unsigned long rx_at; /* jiffies: a byte last came */
+	u64 rx_ns; /* the same, more finely */
+	struct netblk_untold untold[NETBLK2_NOP + 1];
 	u64 replies;
 	const char *why; /* what is wrong with it, when something is */
 	bool final; /* trying again would not help */
@@ -613,6 +632,8 @@ void netblk_stats_free(struct netblk_device *nd);
 enum netblk_kind netblk_kind_of(const struct request *rq);
 void netblk_stats_end(struct netblk_device *nd, struct request *rq,
 		      blk_status_t status);
+void netblk_stats_told(struct netblk_device *nd, u8 type, u32 count,
+		       u64 trip_ns, u64 server_ns, u64 store_ns);
 void netblk_stats_refused(struct netblk_device *nd);
 void netblk_stats_reconnected(struct netblk_queue *q);
 u64 netblk_stats_bytes(struct netblk_device *nd, enum netblk_kind kind);
@@ -641,6 +662,18 @@ static inline unsigned int netblk_dead_time_ms(const struct netblk_device *nd)
 		return ms;
 	return READ_ONCE(nd->version) == 2 ? NETBLK2_DEAD_TIME_MS :
 					     NETBLK1_DEAD_TIME_MS;
+}
+
+/* The end of a dead time that began at @from. */
+static inline unsigned long netblk_dead_by(const struct netblk_device *nd,
+					   unsigned long from)
+{
+	unsigned int ms = netblk_dead_time_ms(nd);
+
+	/* as far away as times can be compared; it moves on with the clock */
+	if (ms == NETBLK_FOR_EVER_MS)
+		return jiffies + MAX_JIFFY_OFFSET;
+	return from + msecs_to_jiffies(ms);
 }
 
 #endif /* NETBLK_NET_BLOCK_H */

@@ -54,7 +54,7 @@ module_param_named(io_timeout_ms, netblk_defaults.io_timeout_ms, ulong, 0444);
 MODULE_PARM_DESC(io_timeout_ms, "time without progress after which a connection is lost, 1 to 600000 (5000)");
 
 module_param_named(dead_time_ms, netblk_defaults.dead_time_ms, ulong, 0444);
-MODULE_PARM_DESC(dead_time_ms, "time after a loss after which all I/O fails, 1 to 86400000 (0: 15000 on netblk/1, 120000 on netblk/2)");
+MODULE_PARM_DESC(dead_time_ms, "time after a loss after which all I/O fails, 1 to 4294967295, which is for ever (0: 15000 on netblk/1, 120000 on netblk/2)");
 
 module_param_named(connections, netblk_defaults.connections, ulong, 0444);
 MODULE_PARM_DESC(connections, "connections of a netblk/2 session, 1 to 16 (1)");
@@ -96,7 +96,7 @@ static const struct netblk_number {
 	NETBLK_NUMBER(max_retries, 0, NETBLK_MAX_RETRIES),
 	NETBLK_NUMBER(connect_timeout_ms, 1, NETBLK_MAX_TIMEOUT_MS),
 	NETBLK_NUMBER(io_timeout_ms, 1, NETBLK_MAX_TIMEOUT_MS),
-	NETBLK_NUMBER(dead_time_ms, 0, NETBLK_MAX_DEAD_TIME_MS),
+	NETBLK_NUMBER(dead_time_ms, 0, NETBLK_FOR_EVER_MS),
 	NETBLK_NUMBER(connections, 1, NETBLK2_MAX_CONNECTIONS),
 	NETBLK_NUMBER(heartbeat_ms, 0, NETBLK2_MAX_HEARTBEAT_MS),
 	NETBLK_NUMBER(crc32c, 0, 1),

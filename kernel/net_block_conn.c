@@ -456,6 +456,10 @@ static struct netblk_cmd *netblk_tx_pop(struct netblk_conn *nc)
 		cmd->in_flight = true;
 		if (cmd->type == NETBLK2_READ)
 			nc->reads_in_flight++;
+		if (!nc->tx_ns)
+			nc->tx_ns = ktime_get_ns();
+		/* it may have come after the batch began */
+		cmd->sent_ns = max(nc->tx_ns, cmd->queued_ns);
 		if (!cmd->sent_at)
 			cmd->sent_at = jiffies | 1;
 	}
@@ -480,6 +484,7 @@ static unsigned int netblk_tx_map(struct netblk_conn *nc, size_t *bytes,
 
 	*bytes = 0;
 	*more = false;
+	nc->tx_ns = 0;
 	/* A message of the connection's own stands between requests only. */
 	if (nc->ctl_done < nc->ctl_length) {
 		*bytes = nc->ctl_length - nc->ctl_done;
@@ -656,6 +661,7 @@ int netblk_conn_rx(struct netblk_conn *nc)
 		}
 		nc->progress_at = jiffies;
 		nc->rx_at = nc->progress_at;
+		nc->rx_ns = ktime_get_ns();
 		err = nc->proto->rx_done(nc, got);
 		if (err)
 			return err;
@@ -726,8 +732,7 @@ int netblk_conn_check(struct netblk_conn *nc, unsigned long *wake_at)
 	slow_at = nc->head_at +
 		msecs_to_jiffies(timeout_ms + length / (NETBLK_MIN_RATE / 1000));
 	if (oldest && nc->proto->version == 2)
-		slow_at = oldest->sent_at +
-			msecs_to_jiffies(netblk_dead_time_ms(nd));
+		slow_at = netblk_dead_by(nd, oldest->sent_at);
 	spin_unlock(&q->lock);
 	if (heartbeat) {
 		unsigned long gone_at = nc->rx_at +

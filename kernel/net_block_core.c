@@ -179,8 +179,7 @@ static void netblk_lost(struct netblk_queue *q, int error)
 	spin_unlock(&q->lock);
 	if (!q->dead ||
 	    time_after_eq(quiet_until,
-			  nc->up_at +
-				  msecs_to_jiffies(netblk_dead_time_ms(nd)))) {
+			  netblk_dead_by(nd, nc->up_at))) {
 		q->dead = true;
 		q->dead_since = now;
 		q->tries = 0;
@@ -211,7 +210,7 @@ static unsigned long netblk_dead_at(struct netblk_queue *q)
 	if (q->active && time_after(q->busy_since, from))
 		from = q->busy_since;
 	spin_unlock(&q->lock);
-	return from + msecs_to_jiffies(netblk_dead_time_ms(q->nd));
+	return netblk_dead_by(q->nd, from);
 }
 
 static void netblk_service(struct netblk_queue *q, unsigned long *wake_at)
@@ -330,7 +329,8 @@ static void netblk_seek(struct netblk_queue *q, unsigned long *wake_at)
 	/* user space has to bring the next connection of what it handed over */
 	if (q->conn || nd->next || nd->handed_over)
 		return;
-	if (nd->version != 2 && q->tries >= READ_ONCE(nd->max_retries)) {
+	if (nd->version != 2 && netblk_dead_time_ms(nd) != NETBLK_FOR_EVER_MS &&
+	    q->tries >= READ_ONCE(nd->max_retries)) {
 		netblk_give_up(q, "max_retries");
 	} else if (time_after_eq(jiffies, q->try_at)) {
 		q->tries++;

@@ -26,7 +26,8 @@
 #define NETBLK_HANDOVER_FEATURES            \
 	(BIT(NETBLK2_FEATURE_CRC32C) |      \
 	 BIT(NETBLK2_FEATURE_HEARTBEAT) |  \
-	 BIT(NETBLK2_FEATURE_RESIZE))
+	 BIT(NETBLK2_FEATURE_RESIZE) |     \
+	 BIT(NETBLK2_FEATURE_TIMES))
 
 static struct netlink_range_validation netblk_numbers = {
 	.max = NETBLK_MAX_DEVICES - 1,
@@ -437,6 +438,7 @@ static void netblk_welcome_of(const struct netblk_handover *h,
 	w->slots = h->slots;
 	w->crc32c = h->features & BIT(NETBLK2_FEATURE_CRC32C);
 	w->resize = h->features & BIT(NETBLK2_FEATURE_RESIZE);
+	w->times = h->features & BIT(NETBLK2_FEATURE_TIMES);
 	w->heartbeat_ms = h->heartbeat_ms;
 }
 

@@ -17,6 +17,7 @@ static const char * const netblk2_feature_names[] = {
 	[NETBLK2_FEATURE_CRC32C] = "crc32c",
 	[NETBLK2_FEATURE_HEARTBEAT] = "heartbeat",
 	[NETBLK2_FEATURE_RESIZE] = "resize",
+	[NETBLK2_FEATURE_TIMES] = "times",
 };
 
 static u8 *netblk2_put_feature(u8 *at, u16 number, u32 value)
@@ -59,11 +60,11 @@ int netblk2_send_hello(struct netblk_conn *nc)
 	size_t name_length = strlen(wish->export), length;
 	struct netblk_device *nd = nc->nd;
 	u8 *at = nc->greeting + sizeof(*hello);
-	unsigned int features = 1;
+	unsigned int features = 2;
 	struct bio_vec bv;
 	int sent;
 
-	BUILD_BUG_ON(sizeof(*hello) + 3 * NETBLK2_FEATURE_SIZE +
+	BUILD_BUG_ON(sizeof(*hello) + 4 * NETBLK2_FEATURE_SIZE +
 		     NETBLK_EXPORT_SIZE > sizeof(nc->greeting));
 
 	memset(nc->greeting, 0, sizeof(nc->greeting));
@@ -93,6 +94,7 @@ int netblk2_send_hello(struct netblk_conn *nc)
 		features++;
 	}
 	at = netblk2_put_feature(at, NETBLK2_FEATURE_RESIZE, 0);
+	at = netblk2_put_feature(at, NETBLK2_FEATURE_TIMES, 0);
 	hello->feature_count = cpu_to_be16(features);
 	hello->name_length = cpu_to_be16(name_length);
 	memcpy(at, wish->export, name_length);
@@ -128,6 +130,8 @@ static int netblk2_features(struct netblk_conn *nc, const u8 *at,
 			w->crc32c = true;
 		} else if (number == NETBLK2_FEATURE_RESIZE && !value) {
 			w->resize = true;
+		} else if (number == NETBLK2_FEATURE_TIMES && !value) {
+			w->times = true;
 		} else if (number == NETBLK2_FEATURE_HEARTBEAT &&
 			   nc->wish->heartbeat_ms &&
 			   value >= NETBLK2_MIN_HEARTBEAT_MS &&

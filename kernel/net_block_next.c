@@ -187,6 +187,18 @@ void netblk_open_next(struct netblk_queue *q,
 	netblk_kick(nd);
 }
 
+/*
+ * netblk/1 has no names: for a device that asked for one it would be a disk,
+ * but not that one.
+ */
+static bool netblk_may_fall_back(const struct netblk_device *nd)
+{
+	const struct netblk_conn *nc = nd->next;
+
+	return nc->user && nc->wish->protocol == NETBLK_PROTOCOL_AUTO &&
+	       !nc->wish->export[0] && !nd->has_store;
+}
+
 /* Does what came instead of a welcome, if anything, mean netblk/1? */
 static bool netblk_fall_back(struct netblk_device *nd, int error)
 {
@@ -194,8 +206,7 @@ static bool netblk_fall_back(struct netblk_device *nd, int error)
 	struct netblk_queue *q = nc->queue;
 	struct netblk_addr addr = nc->addr;
 
-	if (!nc->user || nc->wish->protocol != NETBLK_PROTOCOL_AUTO ||
-	    nd->has_store)
+	if (!netblk_may_fall_back(nd))
 		return false;
 	if (nc->rx_have ? nc->greeting[0] != NETBLK1_STATUS_ERROR :
 			  error != -ECONNRESET && error != -EPIPE &&
@@ -221,8 +232,7 @@ static int netblk_next_established(struct netblk_device *nd)
 		netblk_reset_all(nd, true);
 		netblk_change_state(nd, NETBLK_STATE_CONNECTING);
 	}
-	if (nc->user && nc->wish->protocol == NETBLK_PROTOCOL_AUTO &&
-	    !nd->has_store)
+	if (netblk_may_fall_back(nd))
 		nc->deadline = jiffies +
 			msecs_to_jiffies(min(READ_ONCE(nd->connect_timeout_ms),
 					     NETBLK_AUTO_SILENCE_MS));

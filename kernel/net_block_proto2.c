@@ -124,7 +124,10 @@ static void netblk2_end(struct netblk_conn *nc, struct netblk_cmd *cmd,
 	struct netblk_queue *q = nc->queue;
 	struct netblk_device *nd = nc->nd;
 	struct request *rq = blk_mq_rq_from_pdu(cmd);
+	struct netblk_untold *untold = &nc->untold[cmd->type];
 
+	untold->count++;
+	untold->trip_ns += nc->rx_ns - cmd->sent_ns;
 	spin_lock(&q->lock);
 	list_del_init(&cmd->node);
 	netblk_slot_put(q, cmd);
@@ -206,6 +209,29 @@ static int netblk2_message(struct netblk_conn *nc,
 	}
 }
 
+/* How long the requests took that were answered since the last such message. */
+static int netblk2_times(struct netblk_conn *nc,
+			 const struct netblk2_times *times)
+{
+	unsigned int type = be16_to_cpu(times->request_type);
+	struct netblk_untold *untold;
+
+	BUILD_BUG_ON(sizeof(*times) != NETBLK2_REPLY_SIZE);
+	if (!nc->welcome.times)
+		return netblk2_bad(nc, "it told its times unasked");
+	if (times->flags || times->reserved || !times->count ||
+	    type < NETBLK2_READ || type > NETBLK2_NOP)
+		return netblk2_bad(nc, "it told times that cannot be");
+	untold = &nc->untold[type];
+	if (be32_to_cpu(times->count) != untold->count)
+		return netblk2_bad(nc, "it told times of other requests than it answered");
+	netblk_stats_told(nc->nd, type, untold->count, untold->trip_ns,
+			  be64_to_cpu(times->server_ns),
+			  be64_to_cpu(times->store_ns));
+	memset(untold, 0, sizeof(*untold));
+	return 0;
+}
+
 /* -EAGAIN: it answers a request that we have not wholly sent. */
 static int netblk2_reply(struct netblk_conn *nc,
 			 const struct netblk2_reply *reply)
@@ -224,6 +250,8 @@ static int netblk2_reply(struct netblk_conn *nc,
 		nc->why = "the checksum of a header is wrong";
 		return -EBADMSG;
 	}
+	if (reply->type == NETBLK2_TIMES)
+		return netblk2_times(nc, (const void *)reply);
 	if (reply->flags)
 		return netblk2_bad(nc, "it sent an unknown flag");
 	if (!length && reply->payload_crc)

@@ -159,6 +159,7 @@ static blk_status_t netblk_queue_rq(struct blk_mq_hw_ctx *hctx,
 	cmd->has_slot = false;
 	cmd->has_crc = false;
 	cmd->sent_at = 0;
+	cmd->sent_ns = 0;
 	cmd->flush_mark = atomic64_read(&nd->acknowledged);
 	netblk_cmd_rewind(cmd);
 	cmd->queued_ns = ktime_get_ns();

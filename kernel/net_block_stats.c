@@ -10,6 +10,8 @@
 #include <linux/device.h>
 #include <linux/ktime.h>
 #include <linux/log2.h>
+#include <linux/math64.h>
+#include <linux/minmax.h>
 #include <linux/percpu.h>
 #include <linux/sysfs.h>
 
@@ -70,6 +72,38 @@ void netblk_stats_end(struct netblk_device *nd, struct request *rq,
 	this_cpu_inc(nd->stats->requests[kind]);
 	this_cpu_add(nd->stats->bytes[kind], blk_rq_bytes(rq));
 	this_cpu_inc(nd->stats->latency[kind][netblk_bucket(ns)]);
+	if (!cmd->sent_ns)
+		return;
+	this_cpu_add(nd->stats->queue_ns[kind], cmd->sent_ns - cmd->queued_ns);
+	this_cpu_add(nd->stats->trip_ns[kind],
+		     cmd->queued_ns + ns - cmd->sent_ns);
+}
+
+/*
+ * What the server says of @count requests that were under way for @trip_ns, all
+ * together. It cannot have had them for longer: the rest of it is cut.
+ */
+void netblk_stats_told(struct netblk_device *nd, u8 type, u32 count,
+		       u64 trip_ns, u64 server_ns, u64 store_ns)
+{
+	static const u8 kinds[] = {
+		[NETBLK2_READ] = NETBLK_KIND_READ,
+		[NETBLK2_WRITE] = NETBLK_KIND_WRITE,
+		[NETBLK2_FLUSH] = NETBLK_KIND_FLUSH,
+		[NETBLK2_TRIM] = NETBLK_KIND_TRIM,
+		[NETBLK2_WRITE_ZEROES] = NETBLK_KIND_ZEROES,
+	};
+	enum netblk_kind kind;
+
+	if (type >= ARRAY_SIZE(kinds))
+		return;
+	kind = kinds[type];
+	store_ns = min(store_ns, trip_ns);
+	server_ns = min(server_ns, trip_ns - store_ns);
+	this_cpu_add(nd->stats->told[kind], count);
+	this_cpu_add(nd->stats->told_trip_ns[kind], trip_ns);
+	this_cpu_add(nd->stats->server_ns[kind], server_ns);
+	this_cpu_add(nd->stats->store_ns[kind], store_ns);
 }
 
 /* @rq was refused before it was on any list. */
@@ -145,6 +179,56 @@ static ssize_t latency_show(struct device *dev, struct device_attribute *attr,
 	return length;
 }
 
+/* Sums of one kind, all in nanoseconds but for how many of them were told of. */
+static ssize_t split_show(struct device *dev, struct device_attribute *attr,
+			  char *buf)
+{
+	size_t kind = container_of(attr, struct netblk_count, attr)->offset;
+	const struct {
+		const char *name;
+		size_t offset;
+	} sums[] = {
+		{ "queue", offsetof(struct netblk_stats, queue_ns[kind]) },
+		{ "round_trip", offsetof(struct netblk_stats, trip_ns[kind]) },
+		{ "told", offsetof(struct netblk_stats, told[kind]) },
+		{ "told_round_trip",
+		  offsetof(struct netblk_stats, told_trip_ns[kind]) },
+		{ "server", offsetof(struct netblk_stats, server_ns[kind]) },
+		{ "store", offsetof(struct netblk_stats, store_ns[kind]) },
+	};
+	unsigned int i;
+	int length = 0;
+
+	for (i = 0; i < ARRAY_SIZE(sums); i++)
+		length += sysfs_emit_at(buf, length, "%s %llu\n", sums[i].name,
+					(unsigned long long)
+					netblk_sum(netblk_from_dev(dev),
+						   sums[i].offset));
+	return length;
+}
+
+static bool netblk_older(struct request *rq, void *data)
+{
+	const struct netblk_cmd *cmd = blk_mq_rq_to_pdu(rq);
+	u64 *oldest_ns = data;
+
+	*oldest_ns = min(*oldest_ns, READ_ONCE(cmd->queued_ns));
+	return true;
+}
+
+/* The age of the oldest request that the block layer waits for. */
+static ssize_t oldest_ms_show(struct device *dev,
+			      struct device_attribute *attr, char *buf)
+{
+	u64 now = ktime_get_ns(), oldest_ns = now;
+
+	blk_mq_tagset_busy_iter(&netblk_from_dev(dev)->tag_set, netblk_older,
+				&oldest_ns);
+	return sysfs_emit(buf, "%llu\n", (unsigned long long)
+			  div_u64(now - oldest_ns, NSEC_PER_MSEC));
+}
+static DEVICE_ATTR_RO(oldest_ms);
+
 #define NETBLK_COUNT(name, field)                                          \
 	static struct netblk_count netblk_count_##name = {                  \
 		.attr = __ATTR(name, 0444, count_show, NULL),               \
@@ -154,6 +238,12 @@ static ssize_t latency_show(struct device *dev, struct device_attribute *attr,
 	static struct netblk_count netblk_count_##name = {                  \
 		.attr = __ATTR(name, 0444, latency_show, NULL),             \
 		.offset = offsetof(struct netblk_stats, latency[kind]),     \
+	}
+
+#define NETBLK_SPLIT(name, kind)                                           \
+	static struct netblk_count netblk_count_##name = {                  \
+		.attr = __ATTR(name, 0444, split_show, NULL),               \
+		.offset = kind,                                             \
 	}
 
 NETBLK_COUNT(read_requests, requests[NETBLK_KIND_READ]);
@@ -169,6 +259,9 @@ NETBLK_COUNT(errors, errors);
 NETBLK_LATENCY(read_latency_us, NETBLK_KIND_READ);
 NETBLK_LATENCY(write_latency_us, NETBLK_KIND_WRITE);
 NETBLK_LATENCY(flush_latency_us, NETBLK_KIND_FLUSH);
+NETBLK_SPLIT(read_split_ns, NETBLK_KIND_READ);
+NETBLK_SPLIT(write_split_ns, NETBLK_KIND_WRITE);
+NETBLK_SPLIT(flush_split_ns, NETBLK_KIND_FLUSH);
 
 static ssize_t reconnects_show(struct device *dev,
 			       struct device_attribute *attr, char *buf)
@@ -192,6 +285,10 @@ static struct attribute *netblk_stats_attrs[] = {
 	&netblk_count_read_latency_us.attr.attr,
 	&netblk_count_write_latency_us.attr.attr,
 	&netblk_count_flush_latency_us.attr.attr,
+	&netblk_count_read_split_ns.attr.attr,
+	&netblk_count_write_split_ns.attr.attr,
+	&netblk_count_flush_split_ns.attr.attr,
+	&dev_attr_oldest_ms.attr,
 	&dev_attr_reconnects.attr,
 	NULL,
 };

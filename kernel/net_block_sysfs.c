@@ -208,7 +208,7 @@ static ssize_t dead_time_ms_show(struct device *dev,
 static struct netblk_limit netblk_dead_time_attr = {
 	.attr = __ATTR(dead_time_ms, 0644, dead_time_ms_show, limit_store),
 	.offset = offsetof(struct netblk_device, dead_time_ms),
-	.high = NETBLK_MAX_DEAD_TIME_MS,
+	.high = NETBLK_FOR_EVER_MS,
 };
 
 static ssize_t size_mb_show(struct device *dev, struct device_attribute *attr,

@@ -173,10 +173,14 @@ struct nbd_export_reply {
  * queries, each u32 length, text.
  */
 #define NBD_CONTEXT_BASE_ALLOCATION "base:allocation"
+/* QEMU's name of what has changed since a moment, and ours (docs/nbd.md). */
+#define NBD_CONTEXT_QEMU_DIRTY "qemu:dirty-bitmap:"
+#define NBD_CONTEXT_NETBLK_DIRTY "netblk:dirty-since:"
 
 /* base:allocation's flags */
 #define NBD_STATE_HOLE 0x1u
 #define NBD_STATE_ZERO 0x2u
+#define NBD_STATE_DIRTY 0x1u /* of both dirty contexts */
 
 /* Transmission flags */
 #define NBD_FLAG_HAS_FLAGS 0x0001

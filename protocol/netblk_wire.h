@@ -117,7 +117,9 @@ enum netblk2_feature_number {
 	NETBLK2_FEATURE_HEARTBEAT = 4,
 	/* the server pushes changes of the size; value: 0 */
 	NETBLK2_FEATURE_RESIZE = 5,
-	NETBLK2_FEATURE_LAST = NETBLK2_FEATURE_RESIZE,
+	/* the server tells how long it took; value: 0 */
+	NETBLK2_FEATURE_TIMES = 6,
+	NETBLK2_FEATURE_LAST = NETBLK2_FEATURE_TIMES,
 };
 
 /* netblk2_feature.flags: without it there shall be no session */
@@ -209,6 +211,8 @@ enum netblk2_type {
 	NETBLK2_HEARTBEAT = 0x08,
 	/* from the server, unasked; the cookie is the new size in bytes */
 	NETBLK2_RESIZE = 0x09,
+	/* from the server, unasked: struct netblk2_times */
+	NETBLK2_TIMES = 0x0a,
 };
 
 /* netblk2_request.flags; the last two also in netblk2_reply.flags */
@@ -244,6 +248,22 @@ struct netblk2_reply {
 	__be32 crc; /* CRC32C of the 28 bytes before */
 };
 
+/*
+ * In the place of a reply: how long the requests of one type took, which were
+ * answered on this connection since the message before, in nanoseconds and all
+ * together.
+ */
+struct netblk2_times {
+	__u8 type; /* NETBLK2_TIMES */
+	__u8 flags; /* zero */
+	__be16 request_type; /* NETBLK2_READ to NETBLK2_NOP */
+	__be32 count; /* of replies, 1 or more */
+	__be64 server_ns; /* whole at the server, and not in the store */
+	__be64 store_ns; /* in the store */
+	__be32 reserved; /* zero */
+	__be32 crc; /* CRC32C of the 28 bytes before */
+};
+
 /* The numbers are Linux's errno values. A client takes any other for EIO. */
 enum netblk2_status {
 	NETBLK2_OK = 0,
@@ -268,6 +288,7 @@ enum netblk2_status {
 #define NETBLK2_EXPORT_SIZE 16
 #define NETBLK2_REQUEST_SIZE 40
 #define NETBLK2_REPLY_SIZE 32
+#define NETBLK2_TIMES_SIZE 32
 
 #define NETBLK_WIRE_AT(type, field, at)                                  \
 	NETBLK_WIRE_ASSERT(__builtin_offsetof(struct type, field) == (at), \
@@ -347,6 +368,19 @@ NETBLK_WIRE_AT(netblk2_reply, status, 16);
 NETBLK_WIRE_AT(netblk2_reply, payload_length, 20);
 NETBLK_WIRE_AT(netblk2_reply, payload_crc, 24);
 NETBLK_WIRE_AT(netblk2_reply, crc, 28);
+
+NETBLK_WIRE_ASSERT(sizeof(struct netblk2_times) == NETBLK2_TIMES_SIZE,
+		   "the size of netblk2_times");
+NETBLK_WIRE_AT(netblk2_times, type, 0);
+NETBLK_WIRE_AT(netblk2_times, flags, 1);
+NETBLK_WIRE_AT(netblk2_times, request_type, 2);
+NETBLK_WIRE_AT(netblk2_times, count, 4);
+NETBLK_WIRE_AT(netblk2_times, server_ns, 8);
+NETBLK_WIRE_AT(netblk2_times, store_ns, 16);
+NETBLK_WIRE_AT(netblk2_times, reserved, 24);
+NETBLK_WIRE_AT(netblk2_times, crc, 28);
+NETBLK_WIRE_ASSERT(NETBLK2_TIMES_SIZE == NETBLK2_REPLY_SIZE,
+		   "what a server sends begins with so many bytes");
 
 NETBLK_WIRE_ASSERT(NETBLK2_HELLO_SIZE + NETBLK2_MAX_FEATURES * NETBLK2_FEATURE_SIZE +
 			   NETBLK2_MAX_NAME <= NETBLK2_MAX_HELLO,

@@ -2,7 +2,7 @@
 # shellcheck shell=bash disable=SC2034,SC2154  # one program with build.sh: variables cross the files
 # Sourced by build.sh: the programs and the kernel modules, into build/output.
 
-programs=(netblk_server netblk)
+programs=(netblk_server netblk netblk-generator)
 benches=(bench_floor bench_floor_nbd bench_large_read bench_load bench_load2 bench_stream bench_sync_loop)
 modules=(net_block_driver.ko ram_block_driver.ko)
 

@@ -7,7 +7,8 @@ greeting='Hello Network Block Device!'
 step_seconds=120
 
 # What a run made and must take away: empty until it is there.
-work='' server_pid='' port='' device='' driver_loaded='' way=''
+work='' server_pid='' port='' device='' driver_loaded=''
+module=$output/net_block_driver.ko
 
 # show COMMAND...: prints the command as a person would type it, and runs it.
 show() {
@@ -51,61 +52,59 @@ start_server() {
 	fail_step "the server does not start"
 }
 
-# Sets `reason` and fails where the driver cannot be loaded.
-reason=
-driver_is_possible() {
-	local module=$output/net_block_driver.ko built
-	if [ -e /sys/block/netblk ]; then
-		reason="the driver is loaded already, and the disk behind it may be somebody's"
-		return 1
-	fi
-	if [ ! -e /proc/modules ]; then
-		reason="this kernel ($(uname -r)) cannot load modules"
-		return 1
-	fi
-	if [ "$(cat /proc/sys/kernel/modules_disabled 2>/dev/null || echo 0)" != 0 ]; then
-		reason="loading modules is switched off (kernel.modules_disabled)"
-		return 1
-	fi
-	built=$(modinfo -F vermagic "$module" | cut -d' ' -f1)
-	if [ "$built" != "$(uname -r)" ]; then
-		reason="the module is for $built, there are no headers of the running kernel $(uname -r)"
-		return 1
+# Why the module cannot be loaded here; nothing: it can.
+driver_obstacle() {
+	local built
+	if [ -e /sys/bus/netblk ]; then
+		echo "it is loaded already"
+	elif [ ! -e /proc/modules ]; then
+		echo "this kernel ($(uname -r)) cannot load modules"
+	elif [ "$(cat /proc/sys/kernel/modules_disabled 2>/dev/null || echo 0)" != 0 ]; then
+		echo "loading modules is switched off (kernel.modules_disabled)"
+	elif built=$(modinfo -F vermagic "$module" | cut -d' ' -f1) && [ "$built" != "$(uname -r)" ]; then
+		echo "the module is for $built, there are no headers of the running kernel $(uname -r)"
 	fi
 }
 
-attach_by_driver() {
-	local error
-	driver_is_possible || return 1
-	if ! error=$(insmod "$output/net_block_driver.ko" server_ip=127.0.0.1 "server_port=$port" "size_mb=$size_mb" 2>&1); then
-		reason="insmod refused: $error"
-		return 1
+# What can be loaded is, so that `netblk attach` finds it; what it then takes is its own decision.
+load_modules() {
+	local obstacle error
+	obstacle=$(driver_obstacle)
+	if [ -z "$obstacle" ]; then
+		# Noted before: an interrupt may come when it is loaded, and before it could be noted.
+		driver_loaded=loaded
+		# Nobody listens on port 9: who the server is, `netblk attach` says.
+		if error=$(insmod "$module" server_ip=127.0.0.1 server_port=9 2>&1); then
+			printf '%s\n' "   \$ insmod net_block_driver.ko server_ip=127.0.0.1 server_port=9"
+			say "this kernel ($(uname -r)) has loaded the driver"
+			return 0
+		fi
+		driver_loaded=
+		obstacle="insmod refused: $error"
 	fi
-	driver_loaded=1
-	way=driver
-	say "by the driver: this kernel ($(uname -r)) loaded net_block_driver.ko"
-	printf '%s\n' "   \$ insmod net_block_driver.ko server_ip=127.0.0.1 server_port=$port size_mb=$size_mb"
-	show cat /sys/block/netblk/state
-	[ "$(cat /sys/block/netblk/state)" = connected ] || fail_step "the driver did not connect (dmesg says why)"
-	device=/dev/netblk
-}
-
-ensure_fuse() {
+	say "the driver is not loaded by this run: $obstacle"
 	[ -c /dev/fuse ] || modprobe fuse 2>/dev/null || true
 	[ -c /dev/loop-control ] || modprobe loop 2>/dev/null || true
-	[ -c /dev/fuse ] || fail_step "/dev/fuse is not there, and the driver cannot be used: $reason. Try: ./build.sh run --vm"
-	[ -c /dev/loop-control ] ||
-		fail_step "/dev/loop-control is not there, and the driver cannot be used: $reason. Try: ./build.sh run --vm"
 }
 
-attach_by_fuse() {
-	ensure_fuse
-	way=fuse
-	say "by FUSE under a loop device, because $reason"
-	printf '%s\n' "   \$ netblk attach netblk://127.0.0.1:$port --size ${size_mb}M --via fuse"
-	device=$(timeout -k 5 "$step_seconds" "$output/netblk" attach "netblk://127.0.0.1:$port" --size "${size_mb}M" --via fuse 9>&-) ||
-		fail_step "netblk attach failed"
+attach_disk() {
+	local source=netblk://127.0.0.1:$port
+	load_modules
+	show "$output/netblk" attach --explain "$source" || fail_step "netblk attach --explain"
+	printf '%s\n' "   \$ netblk attach $source --via auto"
+	device=$(timeout -k 5 "$step_seconds" "$output/netblk" attach "$source" --via auto 9>&-) ||
+		fail_step "netblk attach failed. Try: ./build.sh run --vm"
 	printf '%s\n' "$device"
+}
+
+# The way that was taken, by its device, in words.
+way_of_device() {
+	case ${1##*/} in
+	netblk*) echo 'the kernel driver' ;;
+	ublkb*) echo "the kernel's ublk" ;;
+	nbd*) echo "the kernel's nbd" ;;
+	*) echo 'FUSE under a loop device' ;;
+	esac
 }
 
 mount_disk() {
@@ -142,23 +141,22 @@ use_disk() {
 }
 
 show_state() {
-	if [ "$way" = driver ]; then
-		show cat /sys/block/netblk/state /sys/block/netblk/stats
-	else
-		show "$output/netblk" status "$device"
-	fi
+	local sysfs=/sys/block/${device##*/}
+	show "$output/netblk" status "$device" || fail_step "netblk status"
+	if [ -e "$sysfs/stats" ]; then show cat "$sysfs/state" "$sysfs/stats" || fail_step "the driver's state"; fi
 }
 
 detach_disk() {
-	if [ "$way" = driver ]; then
-		[ -z "$device" ] || echo 1 >/sys/block/netblk/disconnect || return 1
-		device=
-		[ -z "$driver_loaded" ] || timeout -k 5 "$step_seconds" rmmod net_block_driver || return 1
-		driver_loaded=
-	elif [ -n "$device" ]; then
+	if [ -n "$device" ]; then
+		printf '%s\n' "   \$ netblk detach $device"
 		timeout -k 5 "$step_seconds" "$output/netblk" detach "$device" || return 1
 		device=
 	fi
+	if [ -n "$driver_loaded" ] && [ -e /sys/module/net_block_driver ]; then
+		printf '%s\n' "   \$ rmmod net_block_driver"
+		timeout -k 5 "$step_seconds" rmmod net_block_driver || return 1
+	fi
+	driver_loaded=
 }
 
 # server_is_ours PID: the process still is the server that a run started.
@@ -183,10 +181,10 @@ take_away() {
 	local left=()
 	# A signal may have ended a step between its deed and our note of it: look at what is there.
 	if [ -n "$work" ] && mountpoint -q "$work/mnt"; then unmount_disk || left+=("the mount $work/mnt"); fi
-	if [ "$way" = fuse ] && [ -z "$device" ]; then
-		device=$("$output/netblk" status | awk -v server="netblk://127.0.0.1:$port" '$3 == server { print $1 }')
+	if [ -n "$port" ] && [ -z "$device" ]; then
+		device=$("$output/netblk" status 2>/dev/null | awk -v server="netblk://127.0.0.1:$port" '$3 == server { print $1 }')
 	fi
-	if [ -n "$device$driver_loaded" ]; then detach_disk || left+=("the disk ${device:-/dev/netblk}"); fi
+	if [ -n "$device$driver_loaded" ]; then detach_disk || left+=("the disk ${device:-net_block_driver.ko}"); fi
 	stop_server
 	if [ ${#left[@]} -gt 0 ]; then
 		warn "could not take away: ${left[*]}"
@@ -211,7 +209,7 @@ end_of_run() {
 }
 
 run_here() {
-	local keep=$1
+	local keep=$1 way
 	if [ -n "$keep" ] && [ -e "$kept_file" ]; then
 		read_kept
 		if [ -n "$server_pid" ] && server_is_ours "$server_pid"; then
@@ -227,29 +225,31 @@ run_here() {
 	mkdir "$work/mnt"
 	say "serving ${size_mb} MiB from $work/netblk_storage.img"
 	start_server
-	attach_by_driver || attach_by_fuse
+	attach_disk
 	use_disk
 	show_state
 	if [ -n "$keep" ]; then
-		printf '%s\n' "$work" "$server_pid" "$device" "$way" >"$kept_file.new"
+		printf '%s\n' "$work" "$server_pid" "$device" "$driver_loaded" >"$kept_file.new"
 		mv "$kept_file.new" "$kept_file"
 		trap - EXIT INT TERM HUP
 		disown "$server_pid"
 		say "kept: $device is mounted on $work/mnt, served by process $server_pid. End it with: ./build.sh stop"
 		return 0
 	fi
+	way=$(way_of_device "$device")
 	say "cleaning up"
 	take_away || fail_step "something is left (see above)"
 	trap - EXIT INT TERM HUP
-	say "done: it works, by $([ "$way" = driver ] && echo 'the kernel driver' || echo "FUSE under a loop device ($reason)")"
+	say "done: it works, by $way"
 }
 
 read_kept() {
 	local fields
 	mapfile -t fields <"$kept_file"
-	work=${fields[0]:-} server_pid=${fields[1]:-} device=${fields[2]:-} way=${fields[3]:-}
+	work=${fields[0]:-} server_pid=${fields[1]:-} device=${fields[2]:-} driver_loaded=${fields[3]:-}
+	# earlier versions kept the way there: no driver of ours goes then
+	[ "$driver_loaded" = loaded ] || driver_loaded=
 	case $work in */netblk-run.??????) ;; *) die "$kept_file is damaged: unmount and detach by hand, then remove it" ;; esac
-	[ "$way" != driver ] || driver_loaded=1
 }
 
 stop_kept() {
@@ -259,7 +259,6 @@ stop_kept() {
 	fi
 	read_kept
 	say "unmounting $work/mnt, detaching $device, ending the server"
-	if [ "$way" = driver ] && [ ! -e /sys/block/netblk ]; then device='' driver_loaded=''; fi
 	take_away || die "something is left: is a shell or a program still in $work/mnt? Then try again"
 	rm -f "$kept_file"
 	say "stopped"
@@ -273,5 +272,5 @@ run_in_guest() {
 	logged vm-modules tests/vm/modules "$kind" || die "the kernel or its modules cannot be prepared"
 	say "booting"
 	tests/vm/boot -k "$kind" -t 300 scripts/vm_demo.sh || die "the demonstration failed in the guest (see above)"
-	say "done: the manual's steps work in a booted kernel ($kind); nothing is left of it"
+	say "done: it works in a booted kernel ($kind); nothing is left of it"
 }

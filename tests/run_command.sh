@@ -11,9 +11,9 @@ pass() { echo "PASS $1"; passed=$((passed + 1)); }
 fail() { echo "FAIL $1: $2"; failed=$((failed + 1)); }
 # What a run could leave: mounts, loop devices, processes of this tree's build/output, state folders.
 traces() {
-	grep -c -E '/build/run/|/run/netblk' /proc/mounts
+	grep -c -E '/netblk-run\.|/run/netblk' /proc/mounts
 	losetup -ln -O BACK-FILE | grep -c netblk
-	pgrep -fc "netblk_server .*$PWD/build/run/|$PWD/build/output/netblk attach"
+	pgrep -fc "netblk_server .*/netblk-run\.|${PWD#/}/build/output/netblk attach"
 	find /run/netblk -mindepth 1 -maxdepth 1 2>/dev/null | wc -l
 }
 
@@ -30,7 +30,9 @@ for round in 1 2; do
 		fail "run_round_${round}_leaves_nothing" "mounts, loops, processes, folders before: $(tr '\n' ' ' <<<"$before")now: $(traces | tr '\n' ' ')"
 	fi
 done
-if grep -qiE 'because|kernel .* loaded' "$log/run1"; then pass run_says_which_way; else fail run_says_which_way "no reason in its output"; fi
+if grep -qE '^netblk: via [a-z]+: ' "$log/run1"; then pass run_says_which_way; else fail run_says_which_way "no reason in its output"; fi
+if grep -qE '^ +\$ netblk attach netblk://.* --via auto$' "$log/run1"; then pass run_attaches_with_netblk; else fail run_attaches_with_netblk "no netblk attach in its output"; fi
+if grep -qE '^(netblk|ublk|nbd|fuse) +(yes|no) ' "$log/run1"; then pass run_explains_the_ways; else fail run_explains_the_ways "nothing about the ways in its output"; fi
 if grep -qi 'connected' "$log/run1"; then pass run_shows_state; else fail run_shows_state "no state in its output"; fi
 
 if ./build.sh run --keep >"$log/keep" 2>&1 && grep -q './build.sh stop' "$log/keep"; then

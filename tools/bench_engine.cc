@@ -139,7 +139,8 @@ void Bench::tick() {
     begin_ = steady_clock::now();
   }
   const double seconds = measuring_ ? seconds_since(begin_) : 0;
-  const bool over = measuring_ && now >= measure_at_ms_ + plan_.measure_ms;
+  // A time in which nothing ended says nothing: it goes on until something has.
+  const bool over = measuring_ && now >= measure_at_ms_ + plan_.measure_ms && result_.requests() + result_.errors != 0;
   const bool ended_early = plan_.on_tick && plan_.on_tick(seconds, result_.requests());
   if (over || ended_early) return stop();
   const uint64_t next = measuring_ ? measure_at_ms_ + plan_.measure_ms : measure_at_ms_;

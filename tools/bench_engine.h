@@ -45,7 +45,7 @@ class Bench {
   Bench(io::Loop& loop, block::Device& device, BenchPlan plan);
   ~Bench();
 
-  // Until the time is over, or nothing but errors comes back.
+  // Until the time is over and a request has ended, or nothing but errors comes back.
   coro::Task<void> run();
   const BenchResult& result() const { return result_; }
 

@@ -16,13 +16,15 @@ namespace netblk::tools {
 // `const int error = co_await Asked(device, loop, command, offset, length, data);` on the thread of `loop`.
 class [[nodiscard]] Asked : protected block::Request {
  public:
-  Asked(block::Device& to, io::Loop& of, block::Command what, uint64_t at, uint64_t bytes, std::byte* buffer)
+  Asked(block::Device& to, io::Loop& of, block::Command what, uint64_t at, uint64_t bytes, std::byte* buffer,
+        bool keeps_allocated = false)
       : Request([](block::Request& self) { static_cast<Asked&>(self).ended(); }), device_(to) {
     loop = &of;
     command = what;
     offset = at;
     length = bytes;
     data = buffer;
+    keep_allocated = keeps_allocated;
   }
 
   bool await_ready() {
@@ -52,10 +54,12 @@ class [[nodiscard]] Asked : protected block::Request {
 // The same for the status of a range; the extents are empty upon an error.
 class [[nodiscard]] AskedStatus : public Asked {
  public:
-  AskedStatus(block::Device& to, io::Loop& of, uint64_t at, uint64_t bytes, std::vector<block::Extent>& into, uint32_t most)
+  AskedStatus(block::Device& to, io::Loop& of, uint64_t at, uint64_t bytes, std::vector<block::Extent>& into, uint32_t most,
+              const block::Base* compared_with = nullptr)
       : Asked(to, of, block::Command::kBlockStatus, at, bytes, nullptr) {
     extents = &into;
     max_extents = most;
+    since = compared_with;
   }
 };
 

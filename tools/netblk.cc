@@ -2,6 +2,7 @@
 // netblk: attaches, detaches and shows disks of netblk servers (DESIGN 5).
 #include <CLI/CLI.hpp>
 #include <cmath>
+#include <optional>
 #include <string>
 
 #include "command_line.h"
@@ -10,34 +11,60 @@
 #include "netblk_disks.h"
 #include "netblk_info.h"
 #include "netblk_replay.h"
+#include "netblk_scope.h"
+#include "netblk_state.h"
+#include "netblk_table.h"
+#include "netblk_table_commands.h"
+#include "netblk_top.h"
 #include "netblk_version.h"
+#include "netblk_volume.h"
 #include "protocol/netblk_wire.h"
 
 namespace netblk::tools {
 namespace {
 
-constexpr double kMaxTimeoutSeconds = 3600;
 constexpr uint64_t kAskTimeoutMs = 5000;
 constexpr double kCopyTimeoutSeconds = 120;
 constexpr double kMinIntervalSeconds = 0.1;
 constexpr double kMaxIntervalSeconds = 3600;
 constexpr double kMaxBenchSeconds = 86400;
 constexpr unsigned kMaxConnections = NETBLK2_MAX_CONNECTIONS;
+constexpr const char* kWaitText = "Seconds to wait for another attach or detach that is under way (default 60)";
 constexpr const char* kNbdUris = "nbd://HOST[:10809][/EXPORT], nbd+unix:///EXPORT?socket=PATH";
 
 struct Arguments {
   AttachArguments attach;
   std::string uri;
   double timeout_s = 0;  // 0: not given
+  std::optional<double> wait_s;
   DetachArguments detach;
-  double interval_s = 1;
-  bool once = false;
+  TopArguments top;
   bool json = false;
   std::string device;
   CopyArguments copy;
   BenchArguments bench;
   ReplayArguments replay;
+  TableArguments table{.table = kTablePath};
+  bool all = false;
+  VolumeArguments volume;
 };
+
+// By the table, where that is what is meant.
+int run_attach_words(const Arguments& arguments, bool has_own_options) {
+  const AttachArguments& attach = arguments.attach;
+  if (attach.explain || (!arguments.all && !names_table_entry(attach.source))) return run_attach(attach);
+  if (arguments.all && !attach.source.empty()) return fail(kMalformed, "--all is every disk of the table: leave the SOURCE out");
+  if (has_own_options) return fail(kMalformed, "a disk of the table is attached as the table says: the only option is --table");
+  return arguments.all ? run_attach_all(arguments.table.table) : run_attach_entry(attach.source, arguments.table.table);
+}
+
+int run_detach_words(const Arguments& arguments) {
+  const DetachArguments& detach = arguments.detach;
+  if (arguments.all == !detach.device.empty())
+    return fail(kMalformed, arguments.all ? "--all is every disk of the table: leave the DEVICE out"
+                                          : "detach what? A DEVICE is missing (netblk detach --help)");
+  return arguments.all ? run_detach_all(arguments.table.table, detach) : run_detach(detach);
+}
 
 int run(int argc, char** argv) {
   Arguments arguments;
@@ -50,7 +77,7 @@ int run(int argc, char** argv) {
       app.add_subcommand("attach", "Attach a disk; prints its device node, once more when it is attached already");
   attach_command->add_option("SOURCE", arguments.attach.source,
                              "netblk://HOST[:10809][/EXPORT], nbd://HOST[:10809][/EXPORT], nbd+unix:///[EXPORT]?socket=PATH, or a "
-                             "STORE of this machine (file:PATH); without a name the server's first");
+                             "STORE of this machine (file:PATH); without a name the server's first. Or a NAME of netblktab(5)");
   attach_command->add_option("--size", arguments.attach.size,
                              "Size of the disk: bytes, or K, M, G, T (netblk/1 does not tell it; netblk/2 does)");
   attach_command
@@ -68,8 +95,8 @@ int run(int argc, char** argv) {
   attach_command
       ->add_option("--timeout", arguments.attach.timeout_s,
                    "Seconds that one reply may take (default 5); after three times as long without any, requests "
-                   "fail with EIO (netblk/2, NBD: after 120 s, unless this is given)")
-      ->check(CLI::Range(0.001, kMaxTimeoutSeconds));
+                   "fail with EIO (netblk/2, NBD: after 120 s, unless this is given). 0: they wait for ever")
+      ->check(CLI::Range(0.0, 0.0, "0") | CLI::Range(kMinTimeoutSeconds, kMaxTimeoutSeconds));
   attach_command
       ->add_option("--connections", arguments.attach.connections, "Connections to the server, 1 to 16 (default 1; netblk/1 has one)")
       ->check(CLI::Range(1u, kMaxConnections));
@@ -82,12 +109,21 @@ int run(int argc, char** argv) {
                    "until `netblk reset`; trust: the server has them")
       ->check(CLI::IsMember({"lost", "trust"}));
 
+  attach_command->add_flag("--all", arguments.all, "Every disk of the table that is not noauto");
+  attach_command->add_option("--table", arguments.table.table, "The table, netblktab(5)")->capture_default_str();
+  attach_command->add_option("--lock-wait", arguments.wait_s, kWaitText)->check(CLI::Range(0.0, kMaxTimeoutSeconds));
+
   CLI::App* const detach_command = app.add_subcommand("detach", "Detach a disk");
-  detach_command->add_option("DEVICE", arguments.detach.device, "As `attach` printed it, or its name")->required();
+  detach_command->add_option("DEVICE", arguments.detach.device, "As `attach` printed it, or its name");
+  detach_command->add_flag("--all", arguments.all, "Every disk of the table");
+  detach_command->add_option("--table", arguments.table.table, "The table, netblktab(5)")->capture_default_str();
   CLI::Option* const forced =
       detach_command->add_flag("--force", arguments.detach.force, "Also while it is in use: its users get I/O errors");
   detach_command->add_flag("--lazy", arguments.detach.lazy, "What is in use goes when its last user closes it; the name is free at once")
       ->excludes(forced);
+  detach_command->add_option("--wait", arguments.detach.wait_s, "Seconds that a disk in use may take to become free (default 0)")
+      ->check(CLI::Range(0.0, kMaxTimeoutSeconds));
+  detach_command->add_option("--lock-wait", arguments.wait_s, kWaitText)->check(CLI::Range(0.0, kMaxTimeoutSeconds));
 
   CLI::App* const reset_command = app.add_subcommand("reset", "Take note that a disk lost writes: flushes work again");
   reset_command->add_option("DEVICE", arguments.device, "As `attach` printed it, or its name")->required();
@@ -96,12 +132,18 @@ int run(int argc, char** argv) {
   status_command->add_option("DEVICE", arguments.device, "Only this one");
   status_command->add_flag("--json", arguments.json, "For programs: a list of objects");
 
+  CLI::App* const table_command = app.add_subcommand("table", "Show and check the table of disks, netblktab(5)");
+  table_command->add_option("--table", arguments.table.table, "The table")->capture_default_str();
+  table_command->add_flag("--initramfs", arguments.table.initramfs, "What the initramfs attaches, as its scripts read it");
+  table_command->add_flag("--json", arguments.table.json, "For programs: a list of objects");
+
   CLI::App* const top_command = app.add_subcommand("top", "Show what the attached disks do, again and again");
-  top_command->add_option("--interval", arguments.interval_s, "Seconds between two looks")
+  top_command->add_option("DEVICE", arguments.top.devices, "Only these, by their nodes or names");
+  top_command->add_option("--interval", arguments.top.interval_s, "Seconds between two looks")
       ->check(CLI::Range(kMinIntervalSeconds, kMaxIntervalSeconds))
       ->capture_default_str();
-  top_command->add_flag("--once", arguments.once, "One interval, and no more");
-  top_command->add_flag("--json", arguments.json, "For programs: a list of objects for each interval");
+  top_command->add_flag("--once", arguments.top.once, "One interval, and no more");
+  top_command->add_flag("--json", arguments.top.json, "For programs: a list of objects for each interval");
 
   CLI::App* const info_command = app.add_subcommand("info", "Tell about an export: size, limits, features, generation");
   info_command
@@ -167,7 +209,7 @@ int run(int argc, char** argv) {
       ->capture_default_str();
   copy_command
       ->add_option("--timeout", arguments.timeout_s, "Seconds without a server after which the copy fails (default 120)")
-      ->check(CLI::Range(0.001, kMaxTimeoutSeconds));
+      ->check(CLI::Range(kMinTimeoutSeconds, kMaxTimeoutSeconds));
 
   copy_command
       ->add_option("--reconnect", arguments.copy.reconnect,
@@ -176,6 +218,8 @@ int run(int argc, char** argv) {
       ->check(CLI::IsMember({"lost", "trust"}))
       ->capture_default_str();
 
+  CLI::App* const volume_command = add_volume_commands(app, arguments.volume);
+
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& shown) {
@@ -183,11 +227,22 @@ int run(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return fail(kMalformed, std::string(error.what()) + " (netblk --help)");
   }
-  if (attach_command->parsed()) return run_attach(arguments.attach);
-  if (detach_command->parsed()) return run_detach(arguments.detach);
-  if (top_command->parsed()) return run_top(arguments.interval_s, arguments.once, arguments.json);
+  if (arguments.wait_s) set_lock_patience(static_cast<uint64_t>(std::llround(*arguments.wait_s * 1000)));
+  if (attach_command->parsed()) {
+    if (!arguments.attach.explain) leave_login_session(argv);
+    bool has_own_options = false;
+    for (const CLI::Option* const option : attach_command->parse_order())
+      if (option->get_name().starts_with("--") && option->get_name() != "--table" && option->get_name() != "--all" &&
+          option->get_name() != "--lock-wait")
+        has_own_options = true;
+    return run_attach_words(arguments, has_own_options);
+  }
+  if (detach_command->parsed()) return run_detach_words(arguments);
+  if (table_command->parsed()) return run_table(arguments.table);
+  if (top_command->parsed()) return run_top(arguments.top);
   if (reset_command->parsed()) return run_reset(arguments.device);
   if (bench_command->parsed()) return run_bench(arguments.bench);
+  if (volume_command->parsed()) return run_volume(*volume_command, arguments.volume);
   if (replay_command->parsed()) return run_replay(arguments.replay);
   if (copy_command->parsed()) {
     const double timeout_s = arguments.timeout_s != 0 ? arguments.timeout_s : kCopyTimeoutSeconds;

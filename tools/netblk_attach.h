@@ -1,47 +1,53 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// attach by FUSE and a loop device: a helper process that holds the connection and serves the disk.
+// What attaching with a helper process has in common, whichever way the disk is made: netblk_attach_fuse.h, _nbd.h, _ublk.h.
 #pragma once
 
-#include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 
 #include "base/result.h"
-#include "netblk_state.h"
+#include "netblk_helper_process.h"
 #include "netblk_source.h"
+#include "netblk_state.h"
 
 namespace netblk::tools {
-
-struct AttachOptions {
-  uint64_t size_bytes = 0;  // 0: the server has to tell it (netblk/2)
-  uint64_t timeout_ms = 5000;
-  bool timeout_given = false;  // otherwise netblk/2 has deadlines of its own
-  unsigned connections = 1;
-  bool read_only = false;
-  bool shared = false;
-  bool takeover = false;
-  bool trust_reconnect = false;  // NBD: a server that came back still has what it acknowledged
-};
 
 // How long a detach waits for a helper: its release of a healthy connection, or the time-out of one attempt that hangs.
 inline constexpr uint64_t kHelperEndMs = 20'000;
 
-// What is attached in this way; nothing when it is not attached. An error when it is, and not as it is asked for.
-Result<std::optional<Record>> attached_already(const std::string& server, const std::string& way,
-                                               const AttachOptions& options);
+struct HelperWay {
+  std::string name;  // "fuse", "nbd", "ublk"
+  std::string node;  // that is wished for; empty: any
+  std::function<Status()> make_room;  // takes away what dead helpers of the same source left
+  std::function<int(HelperParent&)> run;  // the helper's life
+};
 
-// Takes away what helpers left that ended before their disk was there. The caller holds lock_attachments().
-void sweep_unfinished();
+// The node: starts the helper and waits until the disk is there. What is attached already, in the same way, is the answer,
+// and gets another helper if its own has died.
+Result<std::string> attach_by(const HelperWay& way, const Source& source, const AttachOptions& options);
 
-// Starts the helper and waits until the disk is there: its node. What is attached already, in the same way, is the
-// answer.
-Result<std::string> fuse_attach(const Source& source, const AttachOptions& options);
+// Whether the disk of the record is there: its helper lives, or the kernel has it for another helper.
+bool is_there(const Record& record);
 
-// Takes the device away and waits for its helper to end. `force`: also while it is in use; its users get EIO then.
-// False: it is not attached.
-Result<bool> fuse_detach(const std::string& device, bool force);
+// What the ways have in common of making room: waits for helpers whose disk others took away, and clears up after them.
+Status clear_ended(const std::string& way, const std::string& server);
 
-// The owner has taken note of a loss. ENODEV: it is not attached. EINVAL: nothing was lost.
-Status fuse_reset(const std::string& device);
+// Takes away what is left of a helper that has gone: its disk, its names, its record. EBUSY: somebody still holds the disk
+// after that time.
+Status clear(const Record& record, uint64_t timeout_ms = kHelperEndMs);
+
+// Waits for the end of a helper whose disk is taken away. False: it lives on, and soon if somebody has the disk open.
+bool wait_for_end(const Record& record, const std::function<bool()>& is_open);
+
+// Starts another helper for a disk that lost its own.
+Status mend(const Record& record);
+// The same for all of them, and takes away what is left of disks that have gone; says so on stderr. Without root, nothing.
+void mend_all();
+
+std::optional<Record> record_of(const std::string& way, const std::string& node);
+
+// The owner of a disk has taken note of a loss. ENODEV: it is not attached. EINVAL: nothing was lost.
+Status reset_by_helper(const std::string& node);
 
 }  // namespace netblk::tools

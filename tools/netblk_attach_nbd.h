@@ -8,8 +8,8 @@
 #include <string>
 
 #include "base/result.h"
-#include "netblk_attach.h"
 #include "netblk_source.h"
+#include "netblk_state.h"
 
 namespace netblk::tools {
 
@@ -24,14 +24,7 @@ Result<std::string> nbd_attach(const Source& source, const NbdOptions& options);
 // False: it is not attached. EBUSY: it is, but not by us.
 Result<bool> nbd_detach(uint32_t number, bool force);
 
-// The owner has taken note of a loss. ENODEV: it is not attached. EINVAL: nothing was lost.
-Status nbd_reset(uint32_t number);
-
 // Whether the kernel has the disk of the record, with a helper or without.
 bool nbd_is_there(const Record& record);
-
-// Starts helpers for those disks that have lost theirs, and takes away what is left of disks that have gone; says so on
-// stderr. Without root, nothing.
-void nbd_mend();
 
 }  // namespace netblk::tools

@@ -4,17 +4,16 @@
 #include <signal.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <condition_variable>
 #include <filesystem>
 #include <mutex>
 #include <thread>
-#include <vector>
 
 #include "attach/ublk/ublk_control.h"
-#include "command_line.h"
+#include "netblk_attach.h"
+#include "netblk_guard.h"
 #include "netblk_helper_ublk.h"
 #include "netblk_names.h"
 
@@ -30,12 +29,6 @@ constexpr auto kForcePatience = std::chrono::seconds(5);
 
 uint32_t number_of(const Record& record) { return static_cast<uint32_t>(record.ublk.number); }
 
-std::optional<Record> record_of(const std::string& node) {
-  for (Record& record : read_records())
-    if (record.way == "ublk" && record.device == node) return std::move(record);
-  return std::nullopt;
-}
-
 // What the kernel has of the record; nothing: it has no such disk, or another's.
 std::optional<UblkInfo> kernel_has(UblkControl& control, const Record& record) {
   if (record.ublk.number < 0) return std::nullopt;
@@ -49,59 +42,23 @@ bool is_in_kernel(int64_t number) {
   return number >= 0 && std::filesystem::exists(fmt::format("/sys/class/ublk-char/ublkc{}", number));
 }
 
-std::optional<UblkInfo> kernel_has(const Record& record) {
-  auto control = UblkControl::open();
-  return control ? kernel_has(control.value(), record) : std::nullopt;
-}
-
-// What the record has, as it was asked for when it was attached.
-UblkOptions options_of(const Record& record) {
-  UblkOptions options{.number = number_of(record), .disk = {}};
-  options.disk.timeout_given = record.nbd.given_timeout_ms != 0;
-  if (options.disk.timeout_given) options.disk.timeout_ms = record.nbd.given_timeout_ms;
-  options.disk.size_bytes = record.nbd.given_size_bytes;
-  options.disk.connections = record.nbd.connections;
-  options.disk.read_only = record.read_only;
-  options.disk.shared = record.nbd.shared;
-  options.disk.trust_reconnect = record.ublk.trust_reconnect;
-  return options;
-}
-
-// Another helper for a disk that lost its own.
-Status mend(const Record& record) {
-  auto source = parse_source(record.server);
-  if (!source) return std::move(source).error();
-  const UblkOptions options = options_of(record);
-  auto node = start_helper(
-      [&](HelperParent& parent) { return run_ublk_helper(source.value(), options, &record, parent); });
-  if (!node) return std::move(node).error();
-  return Ok{};
-}
-
-// Of a helper that has gone: its disk, then its record. Without the module there is no disk of it.
-Status clear(const Record& record) {
-  auto control = UblkControl::open();
-  if (!control && is_in_kernel(record.ublk.number)) return std::move(control).error();
-  if (control && kernel_has(control.value(), record)) {
-    Status done = control.value().stop(number_of(record));
-    if (done) done = remove_ublk_disk(control.value(), number_of(record), kHelperEndMs);
-    if (!done) return done;
-  }
-  forget_names_of(record.device);
-  if (!std::filesystem::exists(record.directory)) return Ok{};
-  return remove_leftovers(record);
-}
-
 // What is in the page cache goes to the source, by another helper when this one dies: without one the wait has no end.
 Status write_back_mended(UblkControl& control, const Record& record) {
-  return write_back(record.device, [&, stopped = false]() mutable {
-    if (stopped || is_alive(record)) return;
+  Status stopped = Ok{};
+  const auto look = [&] {
+    if (!stopped || is_alive(record)) return;
     const Status mended = mend(record);
     // Another command may have mended it. Otherwise what waits fails.
     if (mended || is_alive(record)) return;
+    call_off_guard(record);
     (void)control.stop(number_of(record));
-    stopped = true;
-  });
+    stopped = make_error(EIO, "{} is detached, but its helper had died, and another cannot start: what waited for it is lost: {}",
+                         record.device, mended.error().message);
+  };
+  // First: without a helper nothing that is written can arrive.
+  look();
+  if (!stopped) return stopped;
+  return write_back(record.device, look);
 }
 
 // Stops the disk. A helper that cannot end its requests in time is ended itself.
@@ -124,54 +81,44 @@ Status stop(UblkControl& control, const Record& record, bool force) {
   return done;
 }
 
+// Stops the disk of a helper that has gone; with a time, removes it, too.
+Status end_disk(const Record& record, std::optional<uint64_t> timeout_ms) {
+  auto control = UblkControl::open();
+  // Without the module there is no disk of it.
+  if (!control) return is_in_kernel(record.ublk.number) ? Status(std::move(control).error()) : Status(Ok{});
+  if (!kernel_has(control.value(), record)) return Ok{};
+  Status done = control.value().stop(number_of(record));
+  if (done && timeout_ms) done = remove_ublk_disk(control.value(), number_of(record), *timeout_ms);
+  return done;
+}
+
 }  // namespace
 
 bool ublk_is_there(const Record& record) {
-  const auto info = kernel_has(record);
-  return info && info->state != UblkState::kDead;
+  auto control = UblkControl::open();
+  if (!control) return false;
+  const auto info = kernel_has(control.value(), record);
+  return info && info->state != UblkState::kDead && (info->recovers || is_alive(record));
 }
 
-void ublk_sweep(const Record& record) {
-  const Status cleared = clear(record);
-  if (!cleared) note(cleared.error().message);
-}
+Status ublk_stop(const Record& record) { return end_disk(record, std::nullopt); }
+
+Status ublk_remove(const Record& record, uint64_t timeout_ms) { return end_disk(record, timeout_ms); }
 
 Result<std::string> ublk_attach(const Source& source, const UblkOptions& options) {
   if (::geteuid() != 0) return make_error(EPERM, "attaching a disk needs root");
   Status found = attach::ublk_found();
   if (!found) return std::move(found).error();
-  auto attaching = lock_attachments();
-  if (!attaching) return std::move(attaching).error();
-  auto there = attached_already(source.text, "ublk", options.disk);
-  if (!there) return std::move(there).error();
-  if (const auto& record = there.value(); record) {
-    if (options.number && attach::ublk_node(*options.number) != record->device)
-      return make_error(EBUSY, "{} is attached already, as {}: detach that first", record->server, record->device);
-    if (is_alive(*record)) return record->device;
-    Status mended = mend(*record);
-    if (!mended)
-      return make_error(mended.error().code, "{} is attached already, as {}; its helper has died, and another cannot start: {}",
-                        record->server, record->device, mended.error().message);
-    note(fmt::format("{} is attached already; its helper had died, and another one serves it now", record->device));
-    return record->device;
-  }
-  sweep_unfinished();
-  // A helper whose disk was stopped by others is about to end, and has the source until then.
-  for (const Record& record : read_records()) {
-    if (record.way != "ublk" || record.server != source.text) continue;
-    if (!wait_until_gone(record, kHelperEndMs))
-      return make_error(EBUSY, "the helper of {} (process {}) does not end: is {} still open?", record.server, record.pid,
-                        record.device);
-    if (!std::filesystem::exists(record.directory)) continue;
-    Status cleared = clear(record);
-    if (!cleared) return std::move(cleared).error();
-  }
-  return start_helper([&](HelperParent& parent) { return run_ublk_helper(source, options, nullptr, parent); });
+  const HelperWay way{.name = "ublk",
+                      .node = options.number ? attach::ublk_node(*options.number) : "",
+                      .make_room = [&] { return clear_ended("ublk", source.text); },
+                      .run = [&](HelperParent& parent) { return run_ublk_helper(source, options, nullptr, parent); }};
+  return attach_by(way, source, options.disk);
 }
 
 Result<bool> ublk_detach(uint32_t number, bool force) {
   const std::string node = attach::ublk_node(number);
-  const auto record = record_of(node);
+  const auto record = record_of("ublk", node);
   const bool there = is_in_kernel(number);
   if (!record && !there) return false;
   if (::geteuid() != 0) return make_error(EPERM, "detaching a disk needs root");
@@ -186,57 +133,39 @@ Result<bool> ublk_detach(uint32_t number, bool force) {
   }
 
   Status written = Ok{};
+  io::UniqueFd guard;
   if (info->state != UblkState::kDead) {
-    const std::vector<std::string> uses = uses_of(node);
-    if (!force && !uses.empty())
-      return make_error(EBUSY, "{} is {}: unmount it first, or use --force", node, uses.front());
-    if (!force && is_in_use(node))
-      return make_error(EBUSY, "{} is in use by another process or device: close it first, or use --force", node);
-    // Without a helper nothing that is written can arrive, nor fail.
-    if (!force && is_alive(*record)) written = write_back_mended(control.value(), *record);
+    Status unused = force ? Status(Ok{}) : check_unused(node);
+    if (!unused) return std::move(unused).error();
+    if (!force) {
+      written = write_back_mended(control.value(), *record);
+      unused = check_still_unused(node, written);
+      if (!unused) return std::move(unused).error();
+    }
+    // Not before: a detach that ends here, or is ended, leaves a disk that is guarded.
+    guard = call_off_guard(*record);
     Status stopped = stop(control.value(), *record, force);
-    if (!stopped) return std::move(stopped).error();
+    if (!stopped) {
+      start_guard(*record);
+      return std::move(stopped).error();
+    }
   }
-  if (!wait_until_gone(*record, kHelperEndMs))
-    return make_error(EBUSY, "{} is still open somewhere: its helper (process {}) ends at the last close", node, record->pid);
+  const auto is_open = [&] {
+    const auto held = control.value().is_held(number);
+    return held && held.value();
+  };
+  if (!wait_for_end(*record, is_open)) {
+    if (!force || !is_open())
+      return make_error(EBUSY, "{} is still open somewhere: its helper (process {}) ends at the last close", node, record->pid);
+    // It answers nothing any more.
+    forget_names_of(node);
+    return true;
+  }
   Status cleared = clear(*record);
   if (!cleared) return std::move(cleared).error();
+  wait_for_guard(guard);
   if (!written) return std::move(written).error();
   return true;
-}
-
-Status ublk_reset(uint32_t number) {
-  const std::string node = attach::ublk_node(number);
-  const auto record = record_of(node);
-  if (!record || !ublk_is_there(*record)) return make_error(ENODEV, "{} is not attached", node);
-  const std::string answer = ask_helper(*record, "reset");
-  if (answer == "ok") return Ok{};
-  if (answer == "nothing") return make_error(EINVAL, "{} has lost nothing", node);
-  return make_error(EIO, "the helper of {} (process {}) does not answer", node, record->pid);
-}
-
-void ublk_mend() {
-  if (::geteuid() != 0) return;
-  const auto orphaned = [](const Record& record) {
-    return record.way == "ublk" && !record.device.empty() && !is_alive(record);
-  };
-  const std::vector<Record> records = read_records();
-  if (std::none_of(records.begin(), records.end(), orphaned)) return;
-  auto attaching = lock_attachments();
-  if (!attaching) return;
-  for (const Record& record : read_records()) {
-    if (!orphaned(record)) continue;
-    const auto info = kernel_has(record);
-    if (info && info->state != UblkState::kDead && info->recovers) {
-      Status mended = mend(record);
-      note(mended ? fmt::format("{}: its helper had died; another one serves it now", record.device)
-                  : fmt::format("{}: its helper has died, and another cannot start: {}", record.device,
-                                mended.error().message));
-      continue;
-    }
-    ublk_sweep(record);
-    if (!std::filesystem::exists(record.directory)) note(fmt::format("{} has gone with its helper: forgotten", record.device));
-  }
 }
 
 }  // namespace netblk::tools

@@ -8,8 +8,8 @@
 #include <string>
 
 #include "base/result.h"
-#include "netblk_attach.h"
 #include "netblk_source.h"
+#include "netblk_state.h"
 
 namespace netblk::tools {
 
@@ -24,17 +24,12 @@ Result<std::string> ublk_attach(const Source& source, const UblkOptions& options
 // False: it is not attached. EBUSY: it is in use, or not ours.
 Result<bool> ublk_detach(uint32_t number, bool force);
 
-// The owner has taken note of a loss. ENODEV: it is not attached. EINVAL: nothing was lost.
-Status ublk_reset(uint32_t number);
-
-// Whether the kernel has the disk of the record, with a helper or without.
+// Whether the kernel has the disk of the record, with a helper or for another.
 bool ublk_is_there(const Record& record);
 
-// Takes away what a helper left that ended before its disk was there. The caller holds lock_attachments().
-void ublk_sweep(const Record& record);
-
-// Starts helpers for those disks that have lost theirs, and takes away what is left of disks that have gone; says so on
-// stderr. Without root, nothing.
-void ublk_mend();
+// Ends the disk of a helper that has gone: its requests fail. Nothing when there is none.
+Status ublk_stop(const Record& record);
+// The same, and takes it away when nobody holds it any more. EBUSY: somebody still does after that time.
+Status ublk_remove(const Record& record, uint64_t timeout_ms);
 
 }  // namespace netblk::tools

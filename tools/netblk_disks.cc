@@ -2,6 +2,8 @@
 #include "netblk_disks.h"
 
 #include <fmt/format.h>
+#include <poll.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -16,7 +18,9 @@
 #include "base/limits.h"
 #include "base/parse.h"
 #include "command_line.h"
+#include "io/fd.h"
 #include "netblk_attach.h"
+#include "netblk_attach_fuse.h"
 #include "netblk_attach_nbd.h"
 #include "netblk_attach_ublk.h"
 #include "netblk_driver.h"
@@ -29,16 +33,20 @@
 namespace netblk::tools {
 namespace {
 
-// The node that words mean: a name that was given, "netblk-1", a link, a node.
-std::string node_of_words(const std::string& words) {
-  std::string name = words;
-  if (const std::string folder = std::string(kByName) + "/"; name.starts_with(folder)) name = name.substr(folder.size());
-  if (legal_name(name))
-    if (const auto named = find_name(name)) return named->node;
-  return canonical_device(words);
-}
+using std::chrono::steady_clock;
+
+constexpr auto kBusyPause = std::chrono::milliseconds(100);
 
 int status_of(const Error& error) { return fail(error.code == EINVAL ? kMalformed : kFailed, error.message); }
+
+// What is attached as the node; empty: nothing.
+std::string source_of(const std::string& node) {
+  for (const DriverState& disk : driver_disks())
+    if (disk.node == node) return disk.server;
+  for (const Record& record : read_records())
+    if (record.device == node) return record.server;
+  return "";
+}
 
 // Whether the disk is there, in whichever state.
 bool is_attached(const std::string& node) {
@@ -107,22 +115,48 @@ Result<Way> way_of(const AttachArguments& arguments, const Source& source) {
   return make_error(ENODEV, "nothing here can attach {}: {} (`netblk attach --explain`)", source.text, passed);
 }
 
-// By the way that made the node.
-Result<bool> detach_node(const std::string& node, bool force) {
+// The process of a disk's helper, which ends a moment after its disk: whoever detaches finds both gone (a service whose
+// process remains is a failure to systemd).
+class HelperEnd {
+ public:
+  explicit HelperEnd(const std::string& node) {
+    for (const Record& record : read_records())
+      if (record.device == node && record.pid > 0 && is_alive(record))
+        process_ = io::UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, record.pid, 0)));
+  }
+  void wait() const {
+    pollfd ended{.fd = process_.get(), .events = POLLIN, .revents = 0};
+    if (process_.valid()) (void)::poll(&ended, 1, kEndMs);
+  }
+
+ private:
+  static constexpr int kEndMs = 5000;
+  io::UniqueFd process_;
+};
+
+Result<bool> detach_by_way(const std::string& node, bool force) {
   if (const auto number = driver_number(node)) return driver_detach(*number, force);
   if (const auto number = attach::nbd_number(node)) return nbd_detach(*number, force);
   if (const auto number = attach::ublk_number(node)) return ublk_detach(*number, force);
   return fuse_detach(node, force);
 }
 
+Result<bool> detach_node(const std::string& node, bool force) {
+  const HelperEnd helper(node);
+  auto done = detach_by_way(node, force);
+  if (done && !force) helper.wait();
+  return done;
+}
+
 // What is attached again does not leave any more.
-void keep_what_is_attached(const std::string& source) {
+Status keep_what_is_attached(const std::string& source) {
   auto attaching = lock_attachments();
-  if (!attaching) return;
+  if (!attaching) return std::move(attaching).error();
   for (const DriverState& disk : driver_disks())
     if (disk.attached() && disk.server == source) stay(disk.node);
   for (const Record& record : read_records())
     if (record.server == source && !record.device.empty()) stay(record.device);
+  return Ok{};
 }
 
 // The number of --device, which is one of the way's own.
@@ -152,57 +186,62 @@ int run_explain(const AttachArguments& arguments) {
 
 }  // namespace
 
-int run_attach(const AttachArguments& arguments) {
-  if (arguments.explain) return run_explain(arguments);
-  if (arguments.json) return fail(kMalformed, "--json goes with --explain");
-  if (arguments.source.empty()) return fail(kMalformed, "attach what? A SOURCE is missing (netblk attach --help)");
-  const auto parsed = parse_source(arguments.source);
-  if (!parsed) return fail(kMalformed, parsed.error().message);
+Result<std::string> attach_disk(const AttachArguments& arguments) {
+  auto parsed = parse_source(arguments.source);
+  if (!parsed) return std::move(parsed).error();
   const Source& source = parsed.value();
   std::optional<uint64_t> size_bytes;
   if (!arguments.size.empty()) {
     size_bytes = parse_size(arguments.size);
     if (!size_bytes || *size_bytes == 0 || *size_bytes % limits::kSectorBytes != 0)
-      return fail(kMalformed, fmt::format("--size {}: expected a positive multiple of 512, in bytes or with K, M, G or T",
-                                          arguments.size));
+      return make_error(EINVAL, "--size {}: expected a positive multiple of 512, in bytes or with K, M, G or T",
+                                          arguments.size);
   }
   if (!arguments.name.empty() && !legal_name(arguments.name))
-    return fail(kMalformed, fmt::format("--name {}: expected up to 64 letters, digits, dots, dashes and underscores",
-                                        arguments.name));
+    return make_error(EINVAL, "--name {}: expected up to 64 letters, digits, dots, dashes and underscores, beginning with "
+                              "no dot and no dash", arguments.name);
   if (arguments.read_only && (arguments.shared || arguments.takeover))
-    return fail(kMalformed, "--shared and --takeover are about writing, and --read-only forbids it");
+    return make_error(EINVAL, "--shared and --takeover are about writing, and --read-only forbids it");
   if (!source.is_netblk() && (arguments.shared || arguments.takeover))
-    return fail(kMalformed, fmt::format("--shared and --takeover mean nothing to {}: only netblk/2 has owners", source.text));
+    return make_error(EINVAL, "--shared and --takeover mean nothing to {}: only netblk/2 has owners", source.text);
   std::optional<uint64_t> timeout_ms;
-  if (arguments.timeout_s != 0) timeout_ms = static_cast<uint64_t>(std::llround(arguments.timeout_s * 1000));
+  const bool for_ever = arguments.timeout_s == 0.0;
+  if (arguments.timeout_s && !for_ever) timeout_ms = static_cast<uint64_t>(std::llround(*arguments.timeout_s * 1000));
   if (!source.is_nbd() && !arguments.reconnect.empty())
-    return fail(kMalformed, fmt::format("--reconnect is about NBD, which cannot tell of a loss; {} can", source.text));
-  const auto chosen = way_of(arguments, source);
-  if (!chosen) return status_of(chosen.error());
+    return make_error(EINVAL, "--reconnect is about NBD, which cannot tell of a loss; {} can", source.text);
+  auto chosen = way_of(arguments, source);
+  if (!chosen) return std::move(chosen).error();
   const Way way = chosen.value();
   if (way == Way::kNbd && arguments.reconnect == "lost")
-    return fail(kMalformed, "--reconnect lost: the kernel's nbd cannot tell of a loss; --via fuse can");
-  const auto number = number_of(arguments.device, way);
-  if (!number) return status_of(number.error());
+    return make_error(EINVAL, "--reconnect lost: the kernel's nbd cannot tell of a loss; --via fuse can");
+  auto number = number_of(arguments.device, way);
+  if (!number) return std::move(number).error();
   if (!arguments.name.empty()) {
-    const Status named = name_is_free(arguments.name, source.text);
-    if (!named) return status_of(named.error());
+    Status named = name_is_free(arguments.name, source.text);
+    if (!named) return std::move(named).error();
   }
 
   AttachOptions options{.size_bytes = size_bytes.value_or(0),
                         .timeout_given = timeout_ms.has_value(),
+                        .for_ever = for_ever,
                         .connections = arguments.connections.value_or(1),
+                        .connections_given = arguments.connections.has_value(),
                         .read_only = arguments.read_only,
                         .shared = arguments.shared,
                         .takeover = arguments.takeover,
-                        .trust_reconnect = arguments.reconnect == "trust"};
+                        .trust_reconnect = arguments.reconnect == "trust",
+                        .reconnect_given = !arguments.reconnect.empty()};
   if (timeout_ms) options.timeout_ms = *timeout_ms;
-  if (::geteuid() == 0) keep_what_is_attached(source.text);
+  if (::geteuid() == 0) {
+    const Status kept = keep_what_is_attached(source.text);
+    if (!kept) return kept.error();
+  }
   Result<std::string> node = std::string();
   switch (way) {
     case Way::kNetblk:
       node = driver_attach(*source.uri, {.size_bytes = size_bytes,
                                         .timeout_ms = timeout_ms,
+                                        .for_ever = for_ever,
                                         .number = number.value(),
                                         .connections = arguments.connections,
                                         .read_only = arguments.read_only,
@@ -221,44 +260,70 @@ int run_attach(const AttachArguments& arguments) {
   }
   if (!node && source.is_netblk() && !size_bytes &&
       (node.error().code == ECONNREFUSED || node.error().code == ETIMEDOUT))
-    return status_of(make_error(node.error().code, "{} (a server of netblk/1 needs --size as well)", node.error().message));
-  if (!node) return status_of(node.error());
+    return make_error(node.error().code, "{} (a server of netblk/1 needs --size as well)", node.error().message);
+  // EINVAL is of the arguments, which have been looked at: this is what the disk, its server or the machine says.
+  if (!node) return make_error(node.error().code == EINVAL ? EIO : node.error().code, "{}", node.error().message);
   stay(node.value());
+  for (const FailedLeave& failed : failed_leaves())
+    if (failed.source == source.text) forget_failed_leave(failed.node);
   if (way == Way::kNbd && source.is_nbd() && !arguments.read_only)
     note(fmt::format("{} promises what NBD promises: writes that were not flushed may be lost unnoticed when its server "
                      "goes down; netblk:// tells of it",
                      node.value()));
   if (!arguments.name.empty()) {
-    const Status named = take_name(arguments.name, node.value(), source.text);
-    if (!named) return fail(kFailed, fmt::format("{} is attached, but {}", node.value(), named.error().message));
+    Status named = take_name(arguments.name, node.value(), source.text);
+    if (!named) return make_error(named.error().code, "{} is attached, but {}", node.value(), named.error().message);
   }
-  return print(node.value());
+  return node;
+}
+
+int run_attach(const AttachArguments& arguments) {
+  if (arguments.explain) return run_explain(arguments);
+  if (arguments.json) return fail(kMalformed, "--json goes with --explain");
+  if (arguments.source.empty()) return fail(kMalformed, "attach what? A SOURCE is missing (netblk attach --help)");
+  const auto node = attach_disk(arguments);
+  return node ? print(node.value()) : status_of(node.error());
 }
 
 int run_detach(const DetachArguments& arguments) {
   const std::string node = node_of_words(arguments.device);
-  const auto done = detach_node(node, arguments.force);
-  if (done) stay(node);
+  auto done = detach_node(node, arguments.force);
+  const auto until = steady_clock::now() + std::chrono::duration_cast<steady_clock::duration>(std::chrono::duration<double>(arguments.wait_s));
+  while (!done && done.error().code == EBUSY && steady_clock::now() < until) {
+    std::this_thread::sleep_for(kBusyPause);
+    done = detach_node(node, arguments.force);
+  }
+  if (done) {
+    stay(node);
+    forget_failed_leave(node);
+  }
   const bool lazily = !done && done.error().code == EBUSY && arguments.lazy && is_attached(node);
   if (lazily) {
-    const Status left = leave_lazily(node, [node] { return detach_node(node, false); });
+    const std::string source = source_of(node);
+    const Status left = leave_lazily(node, source, [node, source] {
+      // Others may have detached it, and the node be another's by now.
+      return source_of(node) == source ? detach_node(node, false) : Result<bool>(false);
+    });
     if (!left) return fail(kFailed, left.error().message);
     note(fmt::format("{} goes when nobody uses it any more", node));
   } else if (!done) {
     return fail(kFailed, done.error().message);
   }
   // A name may have outlived its disk; the node may be another's by now, with a name of its own.
-  if (auto attaching = lock_attachments(); attaching && (lazily || !is_attached(node))) forget_names_of(node);
+  auto attaching = lock_attachments();
+  if (!attaching)
+    return fail(kFailed, fmt::format("{}; {} {}, but keeps its name", attaching.error().message, node,
+                                     lazily ? "goes when nobody uses it any more" : "is detached"));
+  if (lazily || !is_attached(node)) forget_names_of(node);
   if (!lazily && !done.value()) note(fmt::format("{} is not attached", node));
   return 0;
 }
 
 int run_reset(const std::string& device) {
   const std::string node = node_of_words(device);
+  if (forget_failed_leave(node) && !is_attached(node)) return 0;
   const auto number = driver_number(node);
-  const auto nbd = attach::nbd_number(node);
-  const auto ublk = attach::ublk_number(node);
-  const Status done = number ? driver_reset(*number) : nbd ? nbd_reset(*nbd) : ublk ? ublk_reset(*ublk) : fuse_reset(node);
+  const Status done = number ? driver_reset(*number) : reset_by_helper(node);
   if (done) return 0;
   if (done.error().code != EINVAL) return fail(kFailed, done.error().message);
   note(done.error().message);
@@ -266,35 +331,16 @@ int run_reset(const std::string& device) {
 }
 
 int run_status(const std::string& device, bool json) {
-  nbd_mend();
-  ublk_mend();
+  mend_all();
   std::vector<StatusRow> rows = status_rows();
+  add_failed_leaves(rows);
   if (!device.empty()) {
     const std::string wanted = node_of_words(device);
     std::erase_if(rows, [&](const StatusRow& row) { return row.device != wanted; });
     if (rows.empty()) return fail(kFailed, fmt::format("{} is not attached", device));
   }
-  return print(json ? status_json(rows) : status_table(rows));
-}
-
-int run_top(double interval_s, bool once, bool json) {
-  using std::chrono::steady_clock;
-  const bool terminal = ::isatty(STDOUT_FILENO) != 0 && !json && !once;
-  std::vector<StatusRow> before = status_rows();
-  auto looked = steady_clock::now();
-  for (;;) {
-    std::this_thread::sleep_for(std::chrono::duration<double>(interval_s));
-    std::vector<StatusRow> now = status_rows();
-    const auto at = steady_clock::now();
-    const double period_s = std::chrono::duration<double>(at - looked).count();
-    std::string text = json ? top_json(before, now, period_s) : top_table(before, now, period_s);
-    // The cursor to the beginning, and the rest of the screen empty.
-    if (terminal) text = "\033[H\033[J" + text;
-    const int printed = print(text);
-    if (printed != 0 || once) return printed;
-    before = std::move(now);
-    looked = at;
-  }
+  add_rates(rows);
+  return print(json ? status_json(rows) : status_table(rows, !device.empty()));
 }
 
 }  // namespace netblk::tools

@@ -5,7 +5,13 @@
 #include <optional>
 #include <string>
 
+#include "base/result.h"
+
 namespace netblk::tools {
+
+// Of --timeout.
+inline constexpr double kMinTimeoutSeconds = 0.001;
+inline constexpr double kMaxTimeoutSeconds = 3600;
 
 struct AttachArguments {
   std::string source;
@@ -13,7 +19,7 @@ struct AttachArguments {
   std::string via = "auto";
   std::string device;
   std::string name;
-  double timeout_s = 0;  // 0: not given
+  std::optional<double> timeout_s;  // 0: for ever
   std::optional<unsigned> connections;
   std::string reconnect;  // "lost", "trust"; empty: not given
   bool read_only = false;
@@ -27,14 +33,16 @@ struct DetachArguments {
   std::string device;
   bool force = false;
   bool lazy = false;
+  double wait_s = 0;  // for its users
 };
+
+// The node of the disk, attached now or before. EINVAL: the arguments are malformed.
+Result<std::string> attach_disk(const AttachArguments& arguments);
 
 // Exit statuses.
 int run_attach(const AttachArguments& arguments);
 int run_detach(const DetachArguments& arguments);
 int run_reset(const std::string& device);
-// Of all disks, again and again; once: after one interval, and no more.
-int run_top(double interval_s, bool once, bool json);
 // device: empty for all
 int run_status(const std::string& device, bool json);
 

@@ -12,9 +12,12 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <sstream>
+#include <thread>
 #include <utility>
 
 #include "attach/netblk_ko/netblk_ko.h"
@@ -29,11 +32,18 @@ namespace netblk::tools {
 namespace {
 
 namespace fs = std::filesystem;
+using std::chrono::steady_clock;
 
 constexpr const char* kDisks = "/sys/block";
 constexpr uint32_t kMaxNumber = 1023;
 constexpr uint64_t kMiB = 1u << 20;
 constexpr uint64_t kAskTimeoutMs = 5000;
+constexpr const char* kParameters = "/sys/module/net_block_driver/parameters/";
+// Without an answer for so many times --timeout, requests fail; as by the other ways.
+constexpr uint64_t kDeadTimes = 3;
+constexpr const char* kForEver = "4294967295";  // as dead_time_ms has it
+constexpr auto kBusyPatience = std::chrono::seconds(5);
+constexpr auto kBusyPause = std::chrono::milliseconds(20);
 
 std::string name_of(uint32_t number) { return number == 0 ? "netblk" : fmt::format("netblk-{}", number); }
 std::string node_of(uint32_t number) { return "/dev/" + name_of(number); }
@@ -75,6 +85,28 @@ Status set_read_only(uint32_t number, bool read_only) {
   return Ok{};
 }
 
+// Lines of a word and a number.
+std::map<std::string, uint64_t> words_of(const std::string& text) {
+  std::map<std::string, uint64_t> words;
+  std::istringstream lines(text);
+  std::string word;
+  uint64_t value = 0;
+  while (lines >> word >> value) words[word] = value;
+  return words;
+}
+
+client::Latency read_latency(uint32_t number, const std::string& kind) {
+  auto sums = words_of(read_text(attribute(number, ("statistics/" + kind + "_split_ns").c_str())));
+  return {.requests = parse_unsigned(read_text(attribute(number, ("statistics/" + kind + "_requests").c_str())), 0, UINT64_MAX)
+                          .value_or(0),
+          .queue_ns = sums["queue"],
+          .trip_ns = sums["round_trip"],
+          .told = sums["told"],
+          .told_trip_ns = sums["told_round_trip"],
+          .server_ns = sums["server"],
+          .store_ns = sums["store"]};
+}
+
 DriverState read_disk(uint32_t number) {
   DriverState disk;
   disk.number = number;
@@ -100,13 +132,15 @@ DriverState read_disk(uint32_t number) {
   disk.last_error = text("reason");
   disk.reconnects = value("statistics/reconnects");
   disk.connections = static_cast<unsigned>(std::max(value("connections"), uint64_t{1}));
-  std::istringstream stats(text("stats"));
-  std::string label;
-  uint64_t count = 0;
-  while (stats >> label >> count) {
-    if (label == "read_bytes:") disk.read_bytes = count;
-    if (label == "write_bytes:") disk.write_bytes = count;
-    if (label == "errors:") disk.errors = count;
+  auto stats = words_of(text("stats"));
+  disk.read_bytes = stats["read_bytes:"];
+  disk.write_bytes = stats["write_bytes:"];
+  disk.errors = stats["errors:"];
+  if (has_attribute(number, "statistics/oldest_ms")) {
+    disk.oldest_ms = value("statistics/oldest_ms");
+    disk.latencies = {.reads = read_latency(number, "read"),
+                      .writes = read_latency(number, "write"),
+                      .flushes = read_latency(number, "flush")};
   }
   return disk;
 }
@@ -130,15 +164,21 @@ const char* access_of(const DriverOptions& options) {
   return options.read_only ? "read_only" : options.takeover ? "takeover" : options.shared ? "shared" : "exclusive";
 }
 
-// Tells the disk where to connect, and connects it.
-Status connect_disk(uint32_t number, const Target& target, const DriverOptions& options) {
+// The next who attaches the disk asked for no --timeout of ours.
+void forget_deadlines(uint32_t number) {
+  for (const char* name : {"io_timeout_ms", "connect_timeout_ms", "dead_time_ms"})
+    (void)write_attribute(number, name, read_text(std::string(kParameters) + name));
+}
+
+Status try_to_connect(uint32_t number, const Target& target, const DriverOptions& options) {
+  Status done = Ok{};
   if (options.timeout_ms) {
-    for (const char* name : {"io_timeout_ms", "connect_timeout_ms"}) {
-      Status set = write_attribute(number, name, std::to_string(*options.timeout_ms));
-      if (!set) return set;
-    }
+    done = write_attribute(number, "io_timeout_ms", std::to_string(*options.timeout_ms));
+    if (done) done = write_attribute(number, "connect_timeout_ms", std::to_string(*options.timeout_ms));
+    if (done) done = write_attribute(number, "dead_time_ms", std::to_string(kDeadTimes * *options.timeout_ms));
   }
-  Status done = write_attribute(number, "server_ip", target.ip);
+  if (options.for_ever) done = write_attribute(number, "dead_time_ms", kForEver);
+  if (done) done = write_attribute(number, "server_ip", target.ip);
   if (done) done = write_attribute(number, "server_port", std::to_string(target.uri.port));
   if (has_attribute(number, "export")) {
     if (done) done = write_attribute(number, "export", target.uri.export_name);
@@ -152,7 +192,16 @@ Status connect_disk(uint32_t number, const Target& target, const DriverOptions& 
   if (done && (read_text(attribute(number, "ro")) == "1") != options.read_only)
     done = set_read_only(number, options.read_only);
   if (done) done = write_attribute(number, "connect", "1");
-  if (!done) return done;
+  return done;
+}
+
+// Tells the disk where to connect, and connects it.
+Status connect_disk(uint32_t number, const Target& target, const DriverOptions& options) {
+  Status done = try_to_connect(number, target, options);
+  if (!done) {
+    if (options.timeout_ms || options.for_ever) forget_deadlines(number);
+    return done;
+  }
   // The first open looks for partitions; where no udev runs nobody else would.
   const io::UniqueFd opened(::open(node_of(number).c_str(), O_RDONLY | O_CLOEXEC));
   return Ok{};
@@ -178,6 +227,15 @@ Result<std::string> attached_already(const DriverState& disk, const DriverOption
   if (options.connections && *options.connections != disk.connections)
     return make_error(EBUSY, "{} is attached already, with {} connections at most, not {}: detach it first", disk.node,
                       disk.connections, *options.connections);
+  const char* other = nullptr;
+  if (options.timeout_ms && read_text(attribute(disk.number, "io_timeout_ms")) != std::to_string(*options.timeout_ms))
+    other = "--timeout";
+  if (options.for_ever && read_text(attribute(disk.number, "dead_time_ms")) != kForEver) other = "--timeout";
+  // Who has the export already needs no --takeover.
+  if (options.shared && disk.access != "shared") other = "--shared";
+  if (options.takeover && disk.access == "shared") other = "--takeover";
+  if (other != nullptr)
+    return make_error(EBUSY, "{} is attached already, with another {}: leave it out, or detach it first", disk.node, other);
   return disk.node;
 }
 
@@ -276,11 +334,13 @@ Result<bool> driver_detach(uint32_t number, bool force) {
   const DriverState disk = read_disk(number);
   Status written = Ok{};
   if (!force && disk.state != "disconnected") {
-    const auto uses = uses_of(node);
-    if (!uses.empty()) return make_error(EBUSY, "{} is {}: unmount it first, or use --force", node, uses.front());
-    if (is_in_use(node))
-      return make_error(EBUSY, "{} is in use by another process or device: close it first, or use --force", node);
-    if (disk.attached()) written = write_back(node);
+    Status unused = check_unused(node);
+    if (!unused) return std::move(unused).error();
+    if (disk.attached()) {
+      written = write_back(node);
+      unused = check_still_unused(node, written);
+      if (!unused) return std::move(unused).error();
+    }
   }
   bool detached = disk.state != "disconnected";
   if (detached) {
@@ -288,12 +348,18 @@ Result<bool> driver_detach(uint32_t number, bool force) {
     if (!done) return std::move(done).error();
     forget_partitions(node);
   }
+  forget_deadlines(number);  // also of one that was disconnected by sysfs
   forget_names_of(node);
   // The first is the driver's own and stays. One that is still open goes when the module does, or at the next detach.
   if (number != 0) {
     auto driver = attach::NetblkKo::open();
     if (!driver) return std::move(driver).error();
     Status removed = driver.value().remove(number);
+    // udev looks at a disk whenever somebody who could write has closed it.
+    for (auto until = steady_clock::now() + kBusyPatience;
+         !removed && removed.error().code == EBUSY && !force && steady_clock::now() < until;
+         removed = driver.value().remove(number))
+      std::this_thread::sleep_for(kBusyPause);
     if (!removed && !(force && removed.error().code == EBUSY)) return std::move(removed).error();
     detached = true;
   }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "netblk_latency.h"
 #include "netblk_uri.h"
 
 namespace netblk::tools {
@@ -32,6 +33,8 @@ struct DriverState {
   uint64_t reconnects = 0;
   unsigned connections = 1;  // at most
   std::string last_error;  // why the last connection ended
+  std::optional<uint64_t> oldest_ms;  // an older driver does not tell them
+  std::optional<Latencies> latencies;
 
   bool attached() const { return state == "connected" || state == "connecting"; }
 };
@@ -43,6 +46,7 @@ std::optional<uint32_t> driver_number(const std::string& node);
 struct DriverOptions {
   std::optional<uint64_t> size_bytes;
   std::optional<uint64_t> timeout_ms;
+  bool for_ever = false;  // without timeout_ms: no request ends because of time
   std::optional<uint32_t> number;  // of the disk that it shall be
   std::optional<unsigned> connections;  // that a session may have, which a disk is made for
   bool read_only = false;

@@ -123,13 +123,8 @@ class NbdServed final : public Served<client::NbdClient> {
 // NBD servers know no client: whoever comes may write.
 coro::Task<Result<std::unique_ptr<Export>>> open_nbd(io::Loop& loop, ServerUri uri, ExportOptions options) {
   auto dialer = make_dialer(uri);
-  client::NbdOptions wanted;
-  wanted.name = uri.address();
-  wanted.export_name = uri.export_name;
-  wanted.read_only = options.read_only;
-  wanted.connections = options.connections;
+  client::NbdOptions wanted = nbd_options_of(uri, options.read_only, options.connections, options.trust_reconnect);
   wanted.slots = options.slots;
-  wanted.trust_reconnect = options.trust_reconnect;
   wanted.dead_time_ms = options.timeout_ms;
   wanted.request_timeout_ms = request_timeout_ms(options.timeout_ms);
   wanted.retry_after_error = false;
@@ -169,6 +164,16 @@ std::string Export::reason() const {
 std::unique_ptr<io::Dialer> make_dialer(const ServerUri& uri) {
   if (!uri.socket.empty()) return std::make_unique<transport::UnixDialer>(uri.socket);
   return std::make_unique<transport::TcpDialer>(uri.host, uri.port);
+}
+
+client::NbdOptions nbd_options_of(const ServerUri& uri, bool read_only, unsigned connections, bool trust_reconnect) {
+  client::NbdOptions options;
+  options.name = uri.address();
+  options.export_name = uri.export_name;
+  options.read_only = read_only;
+  options.connections = connections;
+  options.trust_reconnect = trust_reconnect;
+  return options;
 }
 
 coro::Task<Result<std::unique_ptr<Export>>> open_export(io::Loop& loop, ServerUri uri, ExportOptions options) {

@@ -9,6 +9,7 @@
 #include "base/id.h"
 #include "base/result.h"
 #include "block/device.h"
+#include "client/nbd_client.h"
 #include "client/state.h"
 #include "coro/task.h"
 #include "io/dialer.h"
@@ -57,6 +58,8 @@ class Export {
 
 // How a server is reached.
 std::unique_ptr<io::Dialer> make_dialer(const ServerUri& uri);
+// What our client is to be for it, deadlines and retries aside.
+client::NbdOptions nbd_options_of(const ServerUri& uri, bool read_only, unsigned connections, bool trust_reconnect);
 
 // Errors in words, with what to do.
 coro::Task<Result<std::unique_ptr<Export>>> open_export(io::Loop& loop, ServerUri uri, ExportOptions options);

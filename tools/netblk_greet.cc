@@ -98,7 +98,7 @@ proto::Hello2 question(const ServerUri& uri, uint16_t flags) {
   hello.features = {proto::make_feature(NETBLK2_FEATURE_CRC32C), proto::make_feature(NETBLK2_FEATURE_LZ4),
                     proto::make_feature(NETBLK2_FEATURE_ZSTD),
                     proto::make_feature(NETBLK2_FEATURE_HEARTBEAT, NETBLK2_MAX_HEARTBEAT_MS),
-                    proto::make_feature(NETBLK2_FEATURE_RESIZE)};
+                    proto::make_feature(NETBLK2_FEATURE_RESIZE), proto::make_feature(NETBLK2_FEATURE_TIMES)};
   return hello;
 }
 

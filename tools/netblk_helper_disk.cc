@@ -2,6 +2,7 @@
 #include "netblk_helper_disk.h"
 
 #include <cerrno>
+#include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <thread>
@@ -13,6 +14,7 @@
 #include "client/open_auto.h"
 #include "coro/event.h"
 #include "netblk_export.h"
+#include "netblk_latency.h"
 #include "netblk_names.h"
 #include "protocol/nbd_wire.h"
 #include "store_spec.h"
@@ -24,11 +26,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr uint64_t kMarginS = 5;
-constexpr uint64_t kStoreTimeoutS = 30;
 constexpr uint64_t kStoreLockMs = 10'000;
-
-uint64_t whole_seconds(uint64_t ms) { return (ms + 999) / 1000; }
 
 json counted(const block::Device& device) {
   const block::Counters counters = device.counters();
@@ -44,6 +42,9 @@ void add_status(json& live, const client::ClientStatus& status) {
   live["last_error"] = status.last_error;
   live["lost"] = status.lost;
   live["lost_why"] = status.lost_reason;
+  live["oldest_ms"] = status.oldest_ms;
+  live["latency"] =
+      told_latencies({.reads = status.reads, .writes = status.writes, .flushes = status.flushes, .trims = status.trims});
 }
 
 template <class Client>
@@ -64,12 +65,25 @@ Status check_wish(const std::string& source, const block::Device& device, const 
   return Ok{};
 }
 
+// Of netblk/2 and NBD: how long requests wait for a server.
+template <class Options>
+void set_deadlines(Options& wanted, const AttachOptions& options) {
+  if (options.timeout_given) {
+    wanted.dead_time_ms = 3 * options.timeout_ms;
+    wanted.request_timeout_ms = 4 * options.timeout_ms;
+  }
+  if (options.for_ever) {
+    wanted.dead_time_ms = kForEverMs;
+    wanted.request_timeout_ms = 0;
+  }
+}
+
 // Of a netblk server, whichever version it speaks.
 class NetblkDisk final : public HelperDisk {
  public:
   // Every deadline is the user's --timeout, or three times that.
   Status open(io::Backend& backend, const io::Clock& clock, const ServerUri& uri, const AttachOptions& options,
-              const std::string& purpose) {
+              const std::string& purpose, uint64_t unflushed) {
     const uint64_t timeout_ms = options.timeout_ms;
     client::Options2 netblk2;
     netblk2.name = uri.text();
@@ -79,24 +93,19 @@ class NetblkDisk final : public HelperDisk {
     netblk2.shared = options.shared;
     netblk2.takeover = options.takeover;
     netblk2.connections = options.connections;
+    netblk2.unflushed = unflushed;
     netblk2.connect_timeout_ms = timeout_ms;
-    if (options.timeout_given) {
-      netblk2.dead_time_ms = 3 * timeout_ms;
-      netblk2.request_timeout_ms = 4 * timeout_ms;
-    }
-    request_timeout_ms_ = netblk2.request_timeout_ms;
-    const client::Options netblk1{.name = uri.text(),
-                                  .size_bytes = options.size_bytes,
-                                  .read_only = options.read_only,
-                                  .timeout_ms = timeout_ms};
+    set_deadlines(netblk2, options);
+    client::Options netblk1{.name = uri.text(),
+                            .size_bytes = options.size_bytes,
+                            .read_only = options.read_only,
+                            .timeout_ms = timeout_ms};
+    if (options.for_ever) netblk1.tries = std::numeric_limits<unsigned>::max();
     auto opened = client::open_auto(
         backend, clock, std::make_unique<transport::TcpDialer>(uri.host, uri.port), netblk2,
         [uri](uint64_t within_ms) { return transport::tcp_connect(uri.host, uri.port, within_ms); }, netblk1);
     if (!opened) return std::move(opened).error();
     client_ = std::move(opened).value();
-    if (client_.netblk1 && !uri.export_name.empty())
-      return make_error(EINVAL, "{} speaks netblk/1, which cannot name an export; leave \"/{}\" out", uri.address(),
-                        uri.export_name);
     if (client_.netblk1 && (options.shared || options.takeover))
       return make_error(EINVAL, "{} speaks netblk/1, which has no owners: --shared and --takeover mean nothing there",
                         uri.address());
@@ -116,15 +125,12 @@ class NetblkDisk final : public HelperDisk {
     if (!client_.netblk2) return std::nullopt;
     return client_.netblk2->generation();
   }
-  uint64_t request_timeout_s() const override { return request_timeout_ms_ / 1000 + kMarginS; }
 
   json live_state() override {
     json live = counted(device());
     if (client_.netblk1) {
       live["protocol"] = "1";
-      live["state"] = client::state_text(client_.netblk1->state());
-      live["reconnects"] = client_.netblk1->reconnects();
-      live["last_error"] = client_.netblk1->last_error();
+      add_status(live, client_.netblk1->status());
       return live;
     }
     live["protocol"] = "2";
@@ -137,7 +143,6 @@ class NetblkDisk final : public HelperDisk {
   }
 
  private:
-  uint64_t request_timeout_ms_ = 0;
   client::OpenedAuto client_;
 };
 
@@ -145,18 +150,10 @@ class NetblkDisk final : public HelperDisk {
 class NbdDisk final : public HelperDisk {
  public:
   Status open(io::Backend& backend, const io::Clock& clock, const ServerUri& uri, const AttachOptions& options) {
-    client::NbdOptions wanted;
+    client::NbdOptions wanted = nbd_options_of(uri, options.read_only, options.connections, options.trust_reconnect);
     wanted.name = uri.text();
-    wanted.export_name = uri.export_name;
-    wanted.read_only = options.read_only;
-    wanted.connections = options.connections;
-    wanted.trust_reconnect = options.trust_reconnect;
     wanted.connect_timeout_ms = options.timeout_ms;
-    if (options.timeout_given) {
-      wanted.dead_time_ms = 3 * options.timeout_ms;
-      wanted.request_timeout_ms = 4 * options.timeout_ms;
-    }
-    request_timeout_ms_ = wanted.request_timeout_ms;
+    set_deadlines(wanted, options);
     auto opened = client::NbdClient::open(backend, clock, make_dialer(uri), wanted);
     if (!opened) return make_error(opened.error().code, "{}: {}", uri.text(), opened.error().message);
     client_ = std::move(opened).value();
@@ -173,7 +170,6 @@ class NbdDisk final : public HelperDisk {
             .fua = info.can(NBD_FLAG_SEND_FUA),
             .can_write_zeroes = info.can(NBD_FLAG_SEND_WRITE_ZEROES)};
   }
-  uint64_t request_timeout_s() const override { return request_timeout_ms_ / 1000 + kMarginS; }
 
   json live_state() override {
     json live = counted(*client_);
@@ -184,7 +180,6 @@ class NbdDisk final : public HelperDisk {
   std::string reset_lost(const std::string& name) override { return reset_lost_of(*client_, name); }
 
  private:
-  uint64_t request_timeout_ms_ = 0;
   std::unique_ptr<client::NbdClient> client_;
 };
 
@@ -200,7 +195,6 @@ class StoreDisk final : public HelperDisk {
   Status open(io::Backend& backend, const io::Clock& clock, const Source& source, const AttachOptions& options) {
     const std::string& store = source.text;
     keeps_ = source.survives_helper() && !store.starts_with("null:");
-    timeout_s_ = options.timeout_given ? whole_seconds(options.timeout_ms) : kStoreTimeoutS;
     const Surroundings surroundings{.state_folder = {}, .lock_wait_ms = kStoreLockMs, .trace = {}};
     auto device = open_store(backend, store, options.read_only, surroundings, store);
     if (!device) return std::move(device).error();
@@ -216,7 +210,6 @@ class StoreDisk final : public HelperDisk {
 
   block::Device& device() override { return *device_; }
   io::Loop& loop() override { return *loop_; }
-  uint64_t request_timeout_s() const override { return timeout_s_; }
   std::optional<block::Generation> generation() const override {
     if (!keeps_) return std::nullopt;
     return device_->generation();
@@ -239,7 +232,6 @@ class StoreDisk final : public HelperDisk {
   };
   coro::Task<void> until_stopped() { co_await stopped_.wait(); }
 
-  uint64_t timeout_s_ = 0;
   bool keeps_ = false;  // another process finds the same contents
   std::unique_ptr<block::Device> device_;
   std::unique_ptr<io::Loop> loop_;
@@ -257,7 +249,8 @@ Result<std::unique_ptr<HelperDisk>> opened_as(std::unique_ptr<Disk> disk, Status
 }  // namespace
 
 Result<std::unique_ptr<HelperDisk>> open_helper_disk(io::Backend& backend, const io::Clock& clock, const Source& source,
-                                                     const AttachOptions& options, const std::string& purpose) {
+                                                     const AttachOptions& options, const std::string& purpose,
+                                                     uint64_t unflushed) {
   if (source.is_store()) {
     auto disk = std::make_unique<StoreDisk>();
     Status opened = disk->open(backend, clock, source, options);
@@ -269,7 +262,7 @@ Result<std::unique_ptr<HelperDisk>> open_helper_disk(io::Backend& backend, const
     return opened_as(std::move(disk), std::move(opened));
   }
   auto disk = std::make_unique<NetblkDisk>();
-  Status opened = disk->open(backend, clock, *source.uri, options, purpose);
+  Status opened = disk->open(backend, clock, *source.uri, options, purpose, unflushed);
   return opened_as(std::move(disk), std::move(opened));
 }
 

@@ -11,8 +11,8 @@
 #include "base/result.h"
 #include "block/device.h"
 #include "io/loop.h"
-#include "netblk_attach.h"
 #include "netblk_source.h"
+#include "netblk_state.h"
 
 namespace netblk::tools {
 
@@ -38,9 +38,6 @@ class HelperDisk {
   virtual std::optional<block::Generation> generation() const { return std::nullopt; }
   // Looks whether the size has changed, where nobody tells of it.
   virtual void refresh() {}
-  // How long a request may take by the disk's own deadlines; who waits longer waits for nothing.
-  virtual uint64_t request_timeout_s() const = 0;
-
   // For `netblk status`.
   virtual nlohmann::json live_state() = 0;
   // What the control socket answers to "reset": "ok", or "nothing" where nothing was lost.
@@ -48,8 +45,10 @@ class HelperDisk {
 };
 
 // Errors in words, with what to do. purpose: who we are to a netblk/2 server, the same at each start on this machine.
+// unflushed: what an earlier helper's users were told of and nothing has flushed since, for a client that judges losses.
 // `backend` and `clock` outlive the disk.
 Result<std::unique_ptr<HelperDisk>> open_helper_disk(io::Backend& backend, const io::Clock& clock, const Source& source,
-                                                     const AttachOptions& options, const std::string& purpose);
+                                                     const AttachOptions& options, const std::string& purpose,
+                                                     uint64_t unflushed = 0);
 
 }  // namespace netblk::tools

@@ -6,9 +6,11 @@
 
 #include <algorithm>
 #include <chrono>
+#include <fstream>
 #include <utility>
 
 #include "base/log.h"
+#include "netblk_helper_process.h"
 #include "netblk_state.h"
 
 namespace netblk::tools {
@@ -18,6 +20,9 @@ using std::chrono::milliseconds;
 
 constexpr milliseconds kMinBackoff{100};
 constexpr milliseconds kMaxBackoff{2000};
+// Where the kernel has no time-out for requests, it looks so often whether the connection of one has been replaced, and
+// sends it again: so long does wait what was in flight when a helper died. Each look is a line in its log.
+constexpr milliseconds kRequestLook{3000};
 // Between two looks at a disk of which nothing was heard: the kernel does not say when it is disconnected.
 constexpr milliseconds kLookPeriod{1000};
 
@@ -29,8 +34,8 @@ uint64_t now_ms() {
 }  // namespace
 
 NbdKeeper::NbdKeeper(attach::NbdNetlink netlink, NbdPeer& peer, Disk disk, std::vector<io::UniqueFd> sockets, int gone)
-    : netlink_(std::move(netlink)), peer_(peer), disk_(std::move(disk)), gone_(gone), sockets_(std::move(sockets)),
-      offer_(unknown() > 0) {
+    : netlink_(std::move(netlink)), peer_(peer), disk_(std::move(disk)), gone_(gone), size_bytes_(disk_.size_bytes),
+      sockets_(std::move(sockets)), offer_(unknown() > 0) {
   thread_ = std::thread([this] { run(); });
 }
 
@@ -60,13 +65,18 @@ NbdKeeper::State NbdKeeper::state() const {
   return state;
 }
 
+// The kernel forgets it when a time-out is set by netlink.
+void NbdKeeper::look_after_requests() const {
+  if (disk_.untimed) std::ofstream(fmt::format("/sys/block/nbd{}/queue/io_timeout", disk_.number)) << kRequestLook.count();
+}
+
 void NbdKeeper::run() {
+  look_after_requests();
   milliseconds backoff = kMinBackoff;
   for (;;) {
     const Outcome outcome = mend();
     if (outcome == Outcome::kGone) {
-      const uint64_t one = 1;
-      (void)!::write(gone_, &one, sizeof one);
+      raise_event(gone_);
       return;
     }
     std::unique_lock lock(mutex_);
@@ -122,16 +132,18 @@ NbdKeeper::Outcome NbdKeeper::mend() {
     auto made = peer_.connect(disk_.connect_timeout_ms);
     if (!made) return failed(made.error().message, false);
     NbdConnection& connection = made.value();
-    if (connection.size_bytes != disk_.size_bytes)
+    const uint64_t size_bytes = size_bytes_;
+    if (connection.size_bytes != size_bytes)
       return failed(fmt::format("not connected again: the export has {} bytes now, and had {}; detach it and attach it anew",
-                                connection.size_bytes, disk_.size_bytes),
+                                connection.size_bytes, size_bytes),
                     true);
     if (connection.flags != disk_.flags)
       return failed(fmt::format("not connected again: the export's flags are {:#x} now, and were {:#x}; detach it and "
                                 "attach it anew",
                                 connection.flags, disk_.flags),
                     true);
-    auto taken = netlink_.replace_dead(disk_.number, disk_.backend, connection.fd.get());
+    auto taken = netlink_.replace_dead(disk_.number, disk_.backend, connection.fd.get(), disk_.untimed);
+    look_after_requests();
     if (!taken) return failed(taken.error().message, false);
     if (!taken.value()) {
       // All that were not known live.

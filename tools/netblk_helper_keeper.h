@@ -2,6 +2,7 @@
 // Keeps the connections of a disk of the kernel's nbd: one that has died is made again and put into its place.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
@@ -23,6 +24,7 @@ class NbdKeeper {
     uint64_t size_bytes = 0;
     uint16_t flags = 0;  // as the server sent them
     unsigned connections = 1;
+    bool untimed = false;  // the kernel has no time-out for requests (NbdPeer::request_timeout_s)
     uint64_t dead_time_ms = 0;     // without any, requests fail
     uint64_t connect_timeout_ms = 0;
   };
@@ -42,6 +44,8 @@ class NbdKeeper {
 
   // Thread-safe: looks at once. link_died: the kernel has said so.
   void look(bool link_died);
+  // The disk has another size now.
+  void resized(uint64_t size_bytes) { size_bytes_ = size_bytes; }
   State state() const;
 
  private:
@@ -52,12 +56,14 @@ class NbdKeeper {
   Outcome failed(std::string why, bool refused);
   bool is_dead(size_t index) const;
   bool is_there() const;
+  void look_after_requests() const;
   size_t unknown() const { return disk_.connections - sockets_.size(); }
 
   attach::NbdNetlink netlink_;
   NbdPeer& peer_;
   const Disk disk_;
   const int gone_;
+  std::atomic<uint64_t> size_bytes_;
 
   // Of the thread.
   std::vector<io::UniqueFd> sockets_;

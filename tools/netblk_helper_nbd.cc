@@ -3,13 +3,12 @@
 
 #include <fcntl.h>
 #include <poll.h>
-#include <sys/eventfd.h>
-#include <sys/signalfd.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <climits>
 #include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -21,7 +20,9 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "netblk_helper_keeper.h"
+#include "netblk_helper_life.h"
 #include "netblk_helper_peer.h"
+#include "netblk_helper_told.h"
 #include "netblk_names.h"
 #include "netblk_state.h"
 #include "protocol/nbd_wire.h"
@@ -33,18 +34,18 @@ using nlohmann::json;
 
 // Stores of this machine are read and written by the helper.
 constexpr unsigned kFileThreads = 4;
-// Without --timeout: how long nothing may be connected until requests fail, and one attempt may take.
-constexpr uint64_t kDeadTimeS = 120;
+// The kernel counts in ticks, at most 1200 in a second, in a `long`: of 32 bits that is 20 days.
+constexpr uint64_t kMaxKernelSeconds = LONG_MAX / 1200;
+// How long one attempt may take without --timeout.
 constexpr uint64_t kConnectTimeoutMs = 5000;
+// Between two looks at what may change by itself: size, generation, loss.
+constexpr uint64_t kLookPeriodMs = 1000;
 
 uint64_t seconds(uint64_t ms) { return std::max((ms + 999) / 1000, uint64_t{1}); }
 
 class NbdHelper {
  public:
   NbdHelper(const Source& source, const NbdOptions& options) : source_(source), options_(options) {}
-  NbdHelper(const NbdHelper&) = delete;
-  NbdHelper& operator=(const NbdHelper&) = delete;
-  ~NbdHelper();
 
   Status attach(HelperParent& parent);
   Status take_over(const Record& orphan);
@@ -53,82 +54,60 @@ class NbdHelper {
   const std::string& device() const { return record_.device; }
 
  private:
-  Status become();
+  Status listen_to_kernel();
   Status open_peer();
   Status connect(HelperParent& parent);
   Result<NbdConnection> first_connection();
   void begin_keeping(std::vector<io::UniqueFd> sockets);
-  bool is_used();
-  bool release_on_signal();
+  void look_at_size();
+  void look_at_contents();
+  std::string reset();
   json live_state();
-  uint64_t dead_time_s() const {
-    return options_.disk.timeout_given ? 3 * seconds(options_.disk.timeout_ms) : kDeadTimeS;
-  }
+  // The client behind a socket of our own has as many connections to its server as are wished.
+  unsigned kernel_sockets() const { return peer_->request_timeout_s() == 0 ? 1 : record_.given.connections; }
+  uint64_t dead_time_s() const { return std::min(seconds(options_.disk.dead_time_ms()), kMaxKernelSeconds); }
   uint64_t connect_timeout_ms() const { return std::min(options_.disk.timeout_ms, kConnectTimeoutMs); }
 
   const Source source_;
   const NbdOptions options_;
-  Record record_;
+  HelperLife life_;  // the event: the kernel has the disk no longer, or it is another's
+  Record& record_ = life_.record;
   uint32_t number_ = 0;
-  io::UniqueFd lock_, signals_, gone_;
-  std::optional<ControlSocket> control_;
   std::optional<attach::NbdNetlink> netlink_;
   std::optional<attach::NbdEvents> events_;
   io::SteadyClock clock_;
   std::unique_ptr<io::Backend> backend_;
+  std::optional<ToldFile> told_;
   std::unique_ptr<NbdPeer> peer_;
-  std::unique_ptr<NbdKeeper> keeper_;
+  std::unique_ptr<NbdKeeper> keeper_;  // ends before the peer
 };
 
 Status NbdHelper::attach(HelperParent& parent) {
-  auto folder = make_state_folder();
-  if (!folder) return std::move(folder).error();
-  record_.directory = folder.value().directory;
-  lock_ = std::move(folder.value().lock);
-  record_.way = "nbd";
-  record_.server = source_.text;
-  record_.read_only = options_.disk.read_only;
-  record_.nbd.given_size_bytes = options_.disk.size_bytes;
-  record_.nbd.given_timeout_ms = options_.disk.timeout_given ? options_.disk.timeout_ms : 0;
-  record_.nbd.shared = options_.disk.shared;
-  Status done = become();
+  Status done = life_.begin("nbd", source_, options_.disk);
+  if (done) done = listen_to_kernel();
   if (done) done = open_peer();
   if (done) done = connect(parent);
   return done;
 }
 
 Status NbdHelper::take_over(const Record& orphan) {
-  auto lock = take_over_folder(orphan);
-  if (!lock) return std::move(lock).error();
-  lock_ = std::move(lock).value();
-  record_ = orphan;
   number_ = *attach::nbd_number(orphan.device);
-  Status done = become();
+  Status done = life_.take_over(source_, orphan);
+  if (done) done = listen_to_kernel();
   if (done) done = open_peer();
+  if (done) done = judge_successor(record_, peer_->generation(), told_->unflushed());
   if (!done) {
-    record_.directory.clear();  // the disk stays, and so does its record
+    life_.leave_record();  // the disk stays
     return done;
   }
+  // The kernel gets nothing from it before.
+  if (record_.seen.lost) peer_->set_lost(true);
+  look_at_size();
   begin_keeping({});
   return Ok{};
 }
 
-Status NbdHelper::become() {
-  record_.pid = ::getpid();
-  Status done = log_to(record_.log_file());
-  if (done) done = write_record(record_);
-  if (!done) return done;
-  become_io_path();
-  // A store in memory is as large as it likes, and gives pages back.
-  if (source_.survives_helper()) lock_memory();
-  auto signals = catch_signals();
-  if (!signals) return std::move(signals).error();
-  signals_ = std::move(signals).value();
-  gone_ = io::UniqueFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!gone_.valid()) return make_error(errno, "cannot make a descriptor: {}", errno_text(errno));
-  auto control = ControlSocket::open(record_.control_socket());
-  if (!control) return std::move(control).error();
-  control_.emplace(std::move(control).value());
+Status NbdHelper::listen_to_kernel() {
   auto netlink = attach::NbdNetlink::open();
   if (!netlink) return std::move(netlink).error();
   netlink_.emplace(std::move(netlink).value());
@@ -143,7 +122,10 @@ Status NbdHelper::open_peer() {
   auto backend = make_backend(kFileThreads);
   if (!backend) return std::move(backend).error();
   backend_ = std::move(backend).value();
-  auto peer = open_nbd_peer(*backend_, clock_, source_, options_.disk);
+  auto told = ToldFile::open(record_.told_file());
+  if (!told) return std::move(told).error();
+  told_.emplace(std::move(told).value());
+  auto peer = open_nbd_peer(*backend_, clock_, source_, options_.disk, *told_);
   if (!peer) return std::move(peer).error();
   peer_ = std::move(peer).value();
   return Ok{};
@@ -175,18 +157,18 @@ Status NbdHelper::connect(HelperParent& parent) {
   auto made = first_connection();
   if (!made) return std::move(made).error();
   NbdConnection first = std::move(made).value();
-  record_.nbd.flags = first.flags;
+  record_.nbd_flags = first.flags;
   record_.size_bytes = first.size_bytes;
-  record_.nbd.connections = options_.disk.connections;
+  see_contents(record_, peer_->generation());
   // Elsewhere a flush on one connection need not cover the writes of another.
-  if (record_.nbd.connections > 1 && (first.flags & NBD_FLAG_CAN_MULTI_CONN) == 0) {
+  if (record_.given.connections > 1 && (first.flags & NBD_FLAG_CAN_MULTI_CONN) == 0) {
     parent.note(fmt::format("{} does not say that it can have several connections: one is made", source_.text));
-    record_.nbd.connections = 1;
+    record_.given.connections = 1;
   }
   std::vector<int> numbers = {first.fd.get()};
   std::vector<io::UniqueFd> sockets;
   sockets.push_back(std::move(first.fd));
-  while (numbers.size() < record_.nbd.connections) {
+  while (numbers.size() < kernel_sockets()) {
     auto another = peer_->connect(connect_timeout_ms());
     if (!another) return std::move(another).error();
     if (another.value().size_bytes != first.size_bytes || another.value().flags != first.flags)
@@ -229,40 +211,53 @@ void NbdHelper::begin_keeping(std::vector<io::UniqueFd> sockets) {
                                         NbdKeeper::Disk{.number = number_,
                                                         .backend = nbd_backend_of(source_.text),
                                                         .size_bytes = record_.size_bytes,
-                                                        .flags = record_.nbd.flags,
-                                                        .connections = record_.nbd.connections,
+                                                        .flags = record_.nbd_flags,
+                                                        .connections = kernel_sockets(),
+                                                        .untimed = peer_->request_timeout_s() == 0,
                                                         .dead_time_ms = 1000 * dead_time_s(),
                                                         .connect_timeout_ms = connect_timeout_ms()},
-                                        std::move(sockets), gone_.get());
+                                        std::move(sockets), life_.event.get());
+}
+
+void NbdHelper::look_at_size() {
+  const auto size_bytes = peer_->size_bytes();
+  if (!size_bytes || *size_bytes == record_.size_bytes) return;
+  Status resized = netlink_->resize(number_, nbd_backend_of(source_.text), *size_bytes);
+  if (!resized) return log_warning("{}: {}", record_.device, resized.error().message);
+  log_info("{} has {} bytes now, and had {}", record_.device, *size_bytes, record_.size_bytes);
+  record_.size_bytes = *size_bytes;
+  if (keeper_) keeper_->resized(*size_bytes);
+  (void)write_record(record_);
+}
+
+// What a successor has to know is written down.
+void NbdHelper::look_at_contents() {
+  // The generation first: an older one beside a loss is judged once more, a newer one without its loss would hide it.
+  const auto generation = peer_->generation();
+  note_contents(record_, generation, peer_->live_state());
+  if (record_.seen.lost) peer_->set_lost(true);
+}
+
+std::string NbdHelper::reset() {
+  look_at_contents();
+  const std::string answer = peer_->reset_lost(record_.device);
+  if (!record_.seen.lost) return answer;
+  record_.seen.lost = false;
+  record_.seen.lost_why.clear();
+  (void)write_record(record_);
+  peer_->set_lost(false);
+  if (answer == "nothing") log_warning("{}: the owner has taken note of the loss", record_.device);
+  return "ok";
 }
 
 void NbdHelper::withdraw() { (void)netlink_->disconnect(number_); }
 
-NbdHelper::~NbdHelper() {
-  keeper_.reset();
-  peer_.reset();
-  if (!record_.directory.empty()) (void)remove_leftovers(record_);
-}
-
-bool NbdHelper::is_used() { return !uses_of(record_.device).empty() || is_in_use(record_.device); }
-
-// Signals end a disk that nobody uses. One in use stays: a shutdown that signals every process first must not cost
-// the file system on it.
-bool NbdHelper::release_on_signal() {
-  signalfd_siginfo info{};
-  (void)!::read(signals_.get(), &info, sizeof info);
-  if (is_used()) {
-    log_warning("signal {}: {} is in use, so it stays; unmount it, then `netblk detach {}`", info.ssi_signo,
-                record_.device, record_.device);
-    return false;
-  }
-  log_info("signal {}: detaching {}", info.ssi_signo, record_.device);
-  withdraw();
-  return true;
-}
-
 json NbdHelper::live_state() {
   json live = peer_->live_state();
+  if (record_.seen.lost) {
+    live["lost"] = true;
+    live["lost_why"] = record_.seen.lost_why;
+  }
   const NbdKeeper::State kept = keeper_->state();
   if (!live.contains("state") || kept.text != "connected") live["state"] = kept.text;
   live["reconnects"] = live.value("reconnects", uint64_t{0}) + kept.reconnects;
@@ -271,18 +266,30 @@ json NbdHelper::live_state() {
 }
 
 void NbdHelper::serve() {
-  std::array<pollfd, 4> watched = {pollfd{signals_.get(), POLLIN, 0}, pollfd{gone_.get(), POLLIN, 0},
-                                   pollfd{control_->fd(), POLLIN, 0}, pollfd{events_->fd(), POLLIN, 0}};
+  auto watched = life_.watched(events_->fd());
+  uint64_t look_at_ms = clock_.now_ms() + kLookPeriodMs;
   for (;;) {
-    if (::poll(watched.data(), watched.size(), -1) < 0) continue;
-    if ((watched[0].revents & POLLIN) != 0 && release_on_signal()) break;
+    // By the clock, not when nothing else happens.
+    const uint64_t now_ms = clock_.now_ms();
+    if (now_ms >= look_at_ms) {
+      look_at_size();
+      look_at_contents();
+      look_at_ms = clock_.now_ms() + kLookPeriodMs;
+      continue;
+    }
+    if (::poll(watched.data(), watched.size(), static_cast<int>(look_at_ms - now_ms)) <= 0) continue;
+    if ((watched[0].revents & POLLIN) != 0 && life_.may_end_on_signal()) {
+      if (Status written = write_back(record_.device); !written) log_warning("{}", written.error().message);
+      withdraw();
+      break;
+    }
     if ((watched[1].revents & POLLIN) != 0) {
       log_info("{} is detached", record_.device);
       break;
     }
     if ((watched[2].revents & POLLIN) != 0)
-      control_->answer([this](const std::string& word) {
-        if (word == "reset") return peer_->reset_lost(record_.device);
+      life_.control->answer([this](const std::string& word) {
+        if (word == "reset") return reset();
         if (word == "look") keeper_->look(false);
         return live_state().dump(-1, ' ', false, json::error_handler_t::replace);
       });

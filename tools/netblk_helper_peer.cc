@@ -13,6 +13,7 @@
 #include "client/nbd_handshake.h"
 #include "netblk_helper_disk.h"
 #include "netblk_helper_served.h"
+#include "netblk_helper_told.h"
 #include "transport/tcp.h"
 
 namespace netblk::tools {
@@ -64,6 +65,9 @@ class DirectPeer final : public NbdPeer {
   uint64_t request_timeout_s() const override {
     return options_.timeout_given ? (options_.timeout_ms + 999) / 1000 : kRequestTimeoutS;
   }
+  std::optional<uint64_t> size_bytes() override { return std::nullopt; }
+  std::optional<block::Generation> generation() override { return std::nullopt; }
+  void set_lost(bool) override {}
   json live_state() override { return json::object(); }
   std::string reset_lost(const std::string&) override { return "nothing"; }
 
@@ -72,15 +76,17 @@ class DirectPeer final : public NbdPeer {
   const AttachOptions options_;
 };
 
-// A disk of this process: the kernel is the client of our own NBD server, which is as good as the disk is. A request is
-// late only if the disk itself has given up on it.
+// A disk of this process: the kernel is the client of our own NBD server, which is as good as the disk is, and ends each
+// request by the disk's own deadlines.
 class ServedPeer final : public NbdPeer {
  public:
-  Status open(io::Backend& backend, const io::Clock& clock, const Source& source, const AttachOptions& options) {
-    auto disk = open_helper_disk(backend, clock, source, options, "nbd");
+  Status open(io::Backend& backend, const io::Clock& clock, const Source& source, const AttachOptions& options,
+              const ToldFile& told) {
+    auto disk = open_helper_disk(backend, clock, source, options, "nbd", told.unflushed());
     if (!disk) return std::move(disk).error();
     disk_ = std::move(disk).value();
-    auto served = ServedDevice::serve(backend, clock, std::shared_ptr<block::Device>(&disk_->device(), [](block::Device*) {}));
+    told_ = std::make_shared<ToldDevice>(disk_->device(), told.told());
+    auto served = ServedDevice::serve(backend, clock, told_);
     if (!served) return std::move(served).error();
     served_ = std::move(served).value();
     return Ok{};
@@ -91,22 +97,38 @@ class ServedPeer final : public NbdPeer {
     if (!fd) return std::move(fd).error();
     return greet(std::move(fd).value(), "the helper's own server", "", timeout_ms);
   }
-  uint64_t request_timeout_s() const override { return disk_->request_timeout_s(); }
-  json live_state() override { return disk_->live_state(); }
+  uint64_t request_timeout_s() const override { return 0; }
+  std::optional<uint64_t> size_bytes() override {
+    disk_->refresh();
+    told_->refresh_size();
+    return told_->size_bytes();
+  }
+  std::optional<block::Generation> generation() override { return disk_->generation(); }
+  void set_lost(bool lost) override { told_->set_lost(lost); }
+  json live_state() override {
+    json live = disk_->live_state();
+    // What was refused or read without asking the device below counts, too.
+    const block::Counters counters = told_->counters();
+    live["read_bytes"] = counters.read_bytes;
+    live["write_bytes"] = counters.write_bytes;
+    live["errors"] = counters.errors;
+    return live;
+  }
   std::string reset_lost(const std::string& disk) override { return disk_->reset_lost(disk); }
 
  private:
   std::unique_ptr<HelperDisk> disk_;
+  std::shared_ptr<ToldDevice> told_;
   std::unique_ptr<ServedDevice> served_;  // ends before the disk
 };
 
 }  // namespace
 
 Result<std::unique_ptr<NbdPeer>> open_nbd_peer(io::Backend& backend, const io::Clock& clock, const Source& source,
-                                               const AttachOptions& options) {
+                                               const AttachOptions& options, const ToldFile& told) {
   if (source.is_nbd()) return std::unique_ptr<NbdPeer>(std::make_unique<DirectPeer>(*source.uri, options));
   auto peer = std::make_unique<ServedPeer>();
-  Status opened = peer->open(backend, clock, source, options);
+  Status opened = peer->open(backend, clock, source, options, told);
   if (!opened) return std::move(opened).error();
   return std::unique_ptr<NbdPeer>(std::move(peer));
 }

@@ -84,6 +84,7 @@ Result<std::string> start_helper(const std::function<int(HelperParent&)>& run) {
   if (child < 0) return make_error(errno, "cannot start the helper: {}", errno_text(errno));
   if (child == 0) {
     read_end.reset();
+    outlive_shutdown();
     HelperParent parent(std::move(write_end));
     leave_caller(parent);
     ::_exit(run(parent));
@@ -107,6 +108,8 @@ void leave(int kept_fd) {
 }
 
 }  // namespace
+
+void outlive_shutdown() { program_invocation_name[0] = '@'; }
 
 void leave_caller(const HelperParent& parent) { leave(parent.fd()); }
 
@@ -151,6 +154,11 @@ Result<io::UniqueFd> catch_signals() {
   return signals;
 }
 
+void raise_event(int event) {
+  const uint64_t one = 1;
+  (void)!::write(event, &one, sizeof one);
+}
+
 Result<ControlSocket> ControlSocket::open(const std::string& path) {
   io::UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   sockaddr_un address{};
@@ -170,10 +178,10 @@ void ControlSocket::answer(const std::function<std::string(const std::string& wo
   (void)::setsockopt(peer.get(), SOL_SOCKET, SO_RCVTIMEO, &kControlTimeout, sizeof kControlTimeout);
   (void)::setsockopt(peer.get(), SOL_SOCKET, SO_SNDTIMEO, &kControlTimeout, sizeof kControlTimeout);
   std::array<char, 16> word{};
-  const ssize_t got = ::recv(peer.get(), word.data(), word.size(), MSG_WAITALL);
+  const ssize_t got = uninterrupted([&] { return ::recv(peer.get(), word.data(), word.size(), MSG_WAITALL); });
   if (got < 0) return;
   const std::string text = answer_to(std::string(word.data(), static_cast<size_t>(got))) + "\n";
-  (void)!::send(peer.get(), text.data(), text.size(), MSG_NOSIGNAL);
+  (void)uninterrupted([&] { return ::send(peer.get(), text.data(), text.size(), MSG_NOSIGNAL); });
 }
 
 }  // namespace netblk::tools

@@ -31,6 +31,10 @@ class HelperParent {
 // Forks; `run` is the child's whole life, and its result the exit status. Waits until the child has told the node.
 Result<std::string> start_helper(const std::function<int(HelperParent&)>& run);
 
+// systemd passes over a process with this sign when it ends all others at shutdown ("root storage daemons"): what is still
+// mounted then is unmounted after that, and needs its disk.
+void outlive_shutdown();
+
 // Called in the child: a session of its own, nothing of the caller's open but the pipe.
 void leave_caller(const HelperParent& parent);
 
@@ -48,6 +52,9 @@ void lock_memory();
 
 // SIGTERM, SIGINT and SIGHUP are read from the descriptor from now on.
 Result<io::UniqueFd> catch_signals();
+
+// An eventfd. Thread-safe.
+void raise_event(int event);
 
 // /run/netblk/N/control
 class ControlSocket {

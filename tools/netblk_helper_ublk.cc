@@ -3,8 +3,6 @@
 
 #include <fcntl.h>
 #include <poll.h>
-#include <sys/eventfd.h>
-#include <sys/signalfd.h>
 #include <unistd.h>
 
 #include <array>
@@ -22,8 +20,9 @@
 #include "base/log.h"
 #include "base/parse.h"
 #include "io/uring/uring_backend.h"
+#include "netblk_helper_life.h"
+#include "netblk_helper_told.h"
 #include "netblk_helper_ublk_source.h"
-#include "netblk_helper_ublk_told.h"
 #include "netblk_names.h"
 #include "netblk_state.h"
 
@@ -57,7 +56,7 @@ class UblkHelper {
   const std::string& device() const { return record_.device; }
 
  private:
-  Status become();
+  Status open_control();
   Status open_source();
   Status add();
   Status begin();
@@ -65,10 +64,8 @@ class UblkHelper {
   Status judge_loss();
   Status recover();
   Status serve_queue(const attach::UblkInfo& info);
-  void set_lost(std::string why);
   void look();
   void look_at_size();
-  bool release_on_signal();
   std::string reset();
   json live_state();
   void end();
@@ -76,12 +73,9 @@ class UblkHelper {
 
   const Source source_text_;
   const UblkOptions options_;
-  Record record_;
+  HelperLife life_;  // the event: the kernel has given the queue back
+  Record& record_ = life_.record;
   bool added_ = false;   // the kernel has a disk that is ours to take away
-  uint64_t shown_bytes_ = 0;  // as large as the kernel shows it
-  std::string size_note_;
-  io::UniqueFd lock_, signals_, ended_;
-  std::optional<ControlSocket> socket_;
   std::optional<attach::UblkControl> control_;
   std::optional<ToldFile> told_;
   io::SteadyClock clock_;
@@ -91,19 +85,8 @@ class UblkHelper {
 };
 
 Status UblkHelper::attach() {
-  auto folder = make_state_folder();
-  if (!folder) return std::move(folder).error();
-  record_.directory = folder.value().directory;
-  lock_ = std::move(folder.value().lock);
-  record_.way = "ublk";
-  record_.server = source_text_.text;
-  record_.read_only = options_.disk.read_only;
-  record_.nbd.given_size_bytes = options_.disk.size_bytes;
-  record_.nbd.given_timeout_ms = options_.disk.timeout_given ? options_.disk.timeout_ms : 0;
-  record_.nbd.connections = options_.disk.connections;
-  record_.nbd.shared = options_.disk.shared;
-  record_.ublk.trust_reconnect = options_.disk.trust_reconnect;
-  Status done = become();
+  Status done = life_.begin("ublk", source_text_, options_.disk);
+  if (done) done = open_control();
   if (done) done = open_source();
   if (done) done = add();
   if (done) done = begin();
@@ -111,36 +94,17 @@ Status UblkHelper::attach() {
 }
 
 Status UblkHelper::take_over(const Record& orphan) {
-  auto lock = take_over_folder(orphan);
-  if (!lock) return std::move(lock).error();
-  lock_ = std::move(lock).value();
-  record_ = orphan;
-  Status done = become();
+  Status done = life_.take_over(source_text_, orphan);
+  if (done) done = open_control();
   if (done) done = open_source();
   if (done) done = same_disk();
   if (done) done = judge_loss();
   if (done) done = recover();
-  // The disk stays as it was, and so does its record.
-  if (!done) record_.directory.clear();
+  if (!done) life_.leave_record();  // the disk stays as it was
   return done;
 }
 
-Status UblkHelper::become() {
-  record_.pid = ::getpid();
-  Status done = log_to(record_.log_file());
-  if (done) done = write_record(record_);
-  if (!done) return done;
-  become_io_path();
-  // A store in memory is as large as it likes, and gives pages back.
-  if (source_text_.survives_helper()) lock_memory();
-  auto signals = catch_signals();
-  if (!signals) return std::move(signals).error();
-  signals_ = std::move(signals).value();
-  ended_ = io::UniqueFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!ended_.valid()) return make_error(errno, "cannot make a descriptor: {}", errno_text(errno));
-  auto socket = ControlSocket::open(record_.control_socket());
-  if (!socket) return std::move(socket).error();
-  socket_.emplace(std::move(socket).value());
+Status UblkHelper::open_control() {
   auto control = attach::UblkControl::open();
   if (!control) return std::move(control).error();
   control_.emplace(std::move(control).value());
@@ -154,7 +118,7 @@ Status UblkHelper::open_source() {
   auto backend = io::make_uring_backend();
   if (!backend) return std::move(backend).error();
   backend_ = std::move(backend).value();
-  auto source = open_ublk_source(*backend_, clock_, source_text_, options_.disk);
+  auto source = open_ublk_source(*backend_, clock_, source_text_, options_.disk, told_->unflushed());
   if (!source) return std::move(source).error();
   source_ = std::move(source).value();
   return Ok{};
@@ -189,11 +153,8 @@ Status UblkHelper::begin() {
   attach::UblkTraits traits = ublk_traits(*source_);
   traits.max_io_bytes = info.value().max_io_bytes;
   traits.read_only = traits.read_only || options_.disk.read_only;
-  record_.size_bytes = shown_bytes_ = traits.size_bytes;
-  if (const auto generation = source_->generation()) {
-    record_.ublk.store_uuid = id_text(generation->uuid);
-    record_.ublk.generation = generation->counter;
-  }
+  record_.size_bytes = traits.size_bytes;
+  see_contents(record_, source_->generation());
   Status done = control_->set_traits(number(), traits);
   if (done) done = serve_queue(info.value());
   if (done) done = control_->start(number());
@@ -209,20 +170,16 @@ Status UblkHelper::serve_queue(const attach::UblkInfo& info) {
                                        .max_io_bytes = info.max_io_bytes,
                                        .encoded = control_->encoded(),
                                        .told = &told_->told()},
-                                      [fd = ended_.get()] {
-                                        const uint64_t one = 1;
-                                        (void)!::write(fd, &one, sizeof one);
-                                      });
+                                      [fd = life_.event.get()] { raise_event(fd); });
   if (!disk) return std::move(disk).error();
   disk_ = std::move(disk).value();
-  if (record_.ublk.lost) disk_->set_lost(true);
+  if (record_.seen.lost) disk_->set_lost(true);
   return Ok{};
 }
 
 // Whether the source is still what the users of the disk know.
 Status UblkHelper::same_disk() {
   const attach::UblkTraits traits = ublk_traits(*source_);
-  shown_bytes_ = record_.size_bytes;
   if (traits.size_bytes < record_.size_bytes)
     return make_error(EIO, "{} has {} bytes now, and had {}; detach {} and attach it anew", record_.server, traits.size_bytes,
                       record_.size_bytes, record_.device);
@@ -234,39 +191,21 @@ Status UblkHelper::same_disk() {
   if (traits.volatile_cache && read_text(fmt::format("/sys/block/ublkb{}/queue/write_cache", number())) == "write through")
     return make_error(EIO, "{} has a cache now that needs flushes, and had none; detach {} and attach it anew", record_.server,
                       record_.device);
-  if (traits.read_only && !record_.read_only)
+  if (traits.read_only && !record_.given.read_only)
     return make_error(EROFS, "{} is read-only now; detach {} and attach it anew", record_.server, record_.device);
   return Ok{};
 }
 
-// DESIGN, law 3: what the users of the disk were told of before, they were told by a process that has gone.
 Status UblkHelper::judge_loss() {
   const uint64_t unflushed = told_->unflushed();
   const auto generation = source_->generation();
-  if (!generation) {
-    // DESIGN 4.2: what once was netblk/2 does not become netblk/1, which could not tell of a loss.
-    if (!record_.ublk.store_uuid.empty())
-      return make_error(EIO, "{} does not tell its store now, and had told it ({}): does it speak netblk/2?", record_.server,
-                        record_.ublk.store_uuid);
-    if (unflushed != 0 && ublk_traits(*source_).volatile_cache && source_text_.is_nbd() && !options_.disk.trust_reconnect)
-      set_lost(fmt::format("a helper died with {} acknowledged changes that were not flushed: NBD does not tell whether the "
-                           "server still has them", unflushed));
-    return Ok{};
+  if (!generation && record_.seen.store_uuid.empty() && unflushed != 0 && ublk_traits(*source_).volatile_cache &&
+      source_text_.is_nbd() && !options_.disk.trust_reconnect) {
+    set_lost(record_, fmt::format("a helper died with {} acknowledged changes that were not flushed: NBD does not tell whether "
+                                  "the server still has them", unflushed));
+    return write_record(record_);
   }
-  if (id_text(generation->uuid) != record_.ublk.store_uuid)
-    return make_error(EIO, "{} is another store now ({}, was {}); detach {} and attach it anew", record_.server,
-                      id_text(generation->uuid), record_.ublk.store_uuid, record_.device);
-  if (generation->counter != record_.ublk.generation && unflushed != 0)
-    set_lost(fmt::format("the server lost its memory of up to {} acknowledged changes (generation {}, was {})", unflushed,
-                         generation->counter, record_.ublk.generation));
-  record_.ublk.generation = generation->counter;
-  return write_record(record_);
-}
-
-void UblkHelper::set_lost(std::string why) {
-  log_error("{}: LOST: {}; flushes end with EIO until the loss is acknowledged", record_.device, why);
-  record_.ublk.lost = true;
-  record_.ublk.lost_why = std::move(why);
+  return judge_successor(record_, generation, unflushed);
 }
 
 Status UblkHelper::recover() {
@@ -278,6 +217,7 @@ Status UblkHelper::recover() {
     if (!info) return std::move(info).error();
     // A helper that died between the two halves of a recovery leaves its first half done.
     if (begun.error().code == EINVAL && info.value().state == attach::UblkState::kQuiesced) break;
+    if (info.value().state == attach::UblkState::kDead) return make_error(ENODEV, "{} was stopped meanwhile", record_.device);
     if (begun.error().code != EBUSY || steady_clock::now() >= end) return begun;
     std::this_thread::sleep_for(kPause);
   }
@@ -293,7 +233,7 @@ Status UblkHelper::recover() {
 // The kernel gives the queue back; nobody holds the character device; the number is free again.
 void UblkHelper::end() {
   if (disk_) {
-    pollfd ended{ended_.get(), POLLIN, 0};
+    pollfd ended{life_.event.get(), POLLIN, 0};
     while (::poll(&ended, 1, -1) < 0) {
     }
     disk_.reset();
@@ -302,10 +242,10 @@ void UblkHelper::end() {
   for (;;) {
     Status removed = remove_ublk_disk(*control_, number(), 200);
     if (removed || removed.error().code == ENODEV) return;
-    pollfd signalled{signals_.get(), POLLIN, 0};
+    pollfd signalled{life_.signals.get(), POLLIN, 0};
     if (removed.error().code == EBUSY && ::poll(&signalled, 1, 0) == 0) continue;
     log_warning("{}; `netblk status` removes it later", removed.error().message);
-    record_.directory.clear();
+    life_.leave_record();
     return;
   }
 }
@@ -323,41 +263,12 @@ UblkHelper::~UblkHelper() {
   withdraw();
   // A recovery that failed half-way: only the end of this process gives the queue back.
   if (disk_) ::_exit(1);
-  source_.reset();
-  if (!record_.directory.empty()) (void)remove_leftovers(record_);
-}
-
-// Signals end a disk that nobody uses. One in use stays: a shutdown that signals every process first must not cost
-// the file system on it.
-bool UblkHelper::release_on_signal() {
-  signalfd_siginfo info{};
-  (void)!::read(signals_.get(), &info, sizeof info);
-  if (!uses_of(record_.device).empty() || is_in_use(record_.device)) {
-    log_warning("signal {}: {} is in use, so it stays; unmount it, then `netblk detach {}`", info.ssi_signo,
-                record_.device, record_.device);
-    return false;
-  }
-  log_info("signal {}: detaching {}", info.ssi_signo, record_.device);
-  if (Status written = write_back(record_.device); !written) log_warning("{}", written.error().message);
-  return true;
 }
 
 void UblkHelper::look_at_size() {
   source_->refresh();
-  const uint64_t size_bytes = source_->device().size_bytes();
-  if (size_bytes == shown_bytes_) return;
-  Status resized = control_->resize(number(), size_bytes);
-  if (resized) {
-    log_info("{} has {} bytes now, and had {}", record_.device, size_bytes, shown_bytes_);
-    record_.size_bytes = shown_bytes_ = size_bytes;
-    size_note_.clear();
-    (void)write_record(record_);
-    return;
-  }
-  std::string text = fmt::format("{} has {} bytes now, and {} shows {}: {}", record_.server, size_bytes, record_.device,
-                                 shown_bytes_, resized.error().message);
-  if (text != size_note_) log_warning("{}", text);
-  size_note_ = std::move(text);
+  life_.follow_size(source_->device().size_bytes(),
+                    [this](uint64_t size_bytes) { return control_->resize(number(), size_bytes); });
 }
 
 // What a successor has to know is written down.
@@ -365,26 +276,16 @@ void UblkHelper::look() {
   look_at_size();
   // The generation first: an older one beside a loss is judged once more, a newer one without its loss would hide it.
   const auto generation = source_->generation();
-  const json live = source_->live_state();
-  UblkRecord now = record_.ublk;
-  if (live.value("lost", false) && !now.lost) {
-    now.lost = true;
-    now.lost_why = live.value("lost_why", "");
-    if (disk_) disk_->set_lost(true);
-  }
-  if (generation) now.generation = generation->counter;
-  if (now.lost == record_.ublk.lost && now.generation == record_.ublk.generation) return;
-  record_.ublk = now;
-  (void)write_record(record_);
+  note_contents(record_, generation, source_->live_state());
+  if (disk_ && record_.seen.lost) disk_->set_lost(true);
 }
 
 std::string UblkHelper::reset() {
   look();
   const std::string answer = source_->reset_lost(record_.device);
-  if (!record_.ublk.lost) return answer;
-  told_->forget();
-  record_.ublk.lost = false;
-  record_.ublk.lost_why.clear();
+  if (!record_.seen.lost) return answer;
+  record_.seen.lost = false;
+  record_.seen.lost_why.clear();
   (void)write_record(record_);
   disk_->set_lost(false);
   if (answer == "nothing") log_warning("{}: the owner has taken note of the loss", record_.device);
@@ -393,21 +294,20 @@ std::string UblkHelper::reset() {
 
 json UblkHelper::live_state() {
   json live = source_->live_state();
-  live["size_bytes"] = shown_bytes_;
+  live["size_bytes"] = record_.size_bytes;
   // The kernel counts what its users had, from all helpers.
   live.erase("read_bytes");
   live.erase("write_bytes");
-  if (record_.ublk.lost) {
+  if (record_.seen.lost) {
     live["lost"] = true;
-    live["lost_why"] = record_.ublk.lost_why;
+    live["lost_why"] = record_.seen.lost_why;
   }
-  if (!size_note_.empty() && live.value("last_error", "").empty()) live["last_error"] = size_note_;
+  if (live.value("last_error", "").empty()) live["last_error"] = life_.size_note();
   return live;
 }
 
 void UblkHelper::serve() {
-  std::array<pollfd, 3> watched = {pollfd{signals_.get(), POLLIN, 0}, pollfd{ended_.get(), POLLIN, 0},
-                                   pollfd{socket_->fd(), POLLIN, 0}};
+  auto watched = life_.watched();
   uint64_t look_at_ms = clock_.now_ms() + kLookPeriodMs;
   for (;;) {
     // By the clock, not when nothing else happens: who asks for the state all the time has to be told of changes, too.
@@ -422,9 +322,12 @@ void UblkHelper::serve() {
       log_info("{} is detached", record_.device);
       break;
     }
-    if ((watched[0].revents & POLLIN) != 0 && release_on_signal()) break;
+    if ((watched[0].revents & POLLIN) != 0 && life_.may_end_on_signal()) {
+      if (Status written = write_back(record_.device); !written) log_warning("{}", written.error().message);
+      break;
+    }
     if ((watched[2].revents & POLLIN) != 0)
-      socket_->answer([this](const std::string& word) {
+      life_.control->answer([this](const std::string& word) {
         if (word == "reset") return reset();
         return live_state().dump(-1, ' ', false, json::error_handler_t::replace);
       });

@@ -38,8 +38,8 @@ UblkTraits ublk_traits(HelperDisk& disk) {
 }
 
 Result<std::unique_ptr<HelperDisk>> open_ublk_source(io::Backend& backend, const io::Clock& clock, const Source& source,
-                                                     const AttachOptions& options) {
-  auto disk = open_helper_disk(backend, clock, source, options, "ublk");
+                                                     const AttachOptions& options, uint64_t unflushed) {
+  auto disk = open_helper_disk(backend, clock, source, options, "ublk", unflushed);
   if (!disk) return disk;
   const UblkTraits traits = ublk_traits(*disk.value());
   const auto page = static_cast<uint32_t>(::sysconf(_SC_PAGESIZE));

@@ -13,8 +13,8 @@ namespace netblk::tools {
 attach::UblkTraits ublk_traits(HelperDisk& disk);
 
 // Opens what `source` names, unless no disk of ublk can be like that. `backend`, whose loops take commands, and `clock`
-// outlive the result.
+// outlive the result. unflushed: open_helper_disk()'s.
 Result<std::unique_ptr<HelperDisk>> open_ublk_source(io::Backend& backend, const io::Clock& clock, const Source& source,
-                                                     const AttachOptions& options);
+                                                     const AttachOptions& options, uint64_t unflushed);
 
 }  // namespace netblk::tools

@@ -4,11 +4,14 @@
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <syslog.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <chrono>
+#include <filesystem>
 #include <thread>
+#include <utility>
 
 #include "io/fd.h"
 #include "netblk_helper_process.h"
@@ -43,22 +46,29 @@ bool is_called_off(int lock) {
 }
 
 // The life of the process. A look at the device itself is exclusive, and could be in a user's way: first at its mounts.
-int wait_and_detach(const std::string& node, int lock, const std::function<Result<bool>()>& detach) {
+int wait_and_detach(const std::string& node, const std::string& source, int lock, const std::function<Result<bool>()>& detach) {
   for (;; std::this_thread::sleep_for(kLookPeriod)) {
     if (is_called_off(lock)) return 0;
     if (!uses_of(node).empty() || is_in_use(node)) continue;
     auto attaching = lock_attachments();
+    if (!attaching && attaching.error().code == ETIMEDOUT) continue;
     if (!attaching || is_called_off(lock)) return 0;
     const auto done = detach();
-    if (!done && done.error().code == EBUSY) continue;
-    remove_file(node);
-    return done ? 0 : 1;
+    if (done) {
+      remove_file(node);
+      return 0;
+    }
+    if (done.error().code == EBUSY) continue;
+    ::syslog(LOG_DAEMON | LOG_ERR, "netblk: %s: its lazy detach failed: %s", node.c_str(), done.error().message.c_str());
+    const std::string told = source + "\n" + done.error().message;
+    (void)!::write(lock, told.data(), told.size());
+    return 1;
   }
 }
 
 }  // namespace
 
-Status leave_lazily(const std::string& node, const std::function<Result<bool>()>& detach) {
+Status leave_lazily(const std::string& node, const std::string& source, const std::function<Result<bool>()>& detach) {
   Status made = make_folder(kRoot);
   if (made) made = make_folder(kLeaving);
   if (!made) return made;
@@ -73,12 +83,13 @@ Status leave_lazily(const std::string& node, const std::function<Result<bool>()>
     if (--tries == 0) return Ok{};
     std::this_thread::sleep_for(kLockPause);
   }
+  (void)::ftruncate(lock.get(), 0);  // what an earlier one had to say
   const pid_t child = ::fork();
   if (child < 0) return make_error(errno, "cannot start a process: {}", errno_text(errno));
   if (child != 0) return Ok{};
   // The lock belongs to the open file, which the child has as well; the parent's end does not release it.
   leave_caller_with(lock.get());
-  ::_exit(wait_and_detach(node, lock.get(), detach));
+  ::_exit(wait_and_detach(node, source, lock.get(), detach));
 }
 
 bool is_leaving(const std::string& node) {
@@ -86,6 +97,27 @@ bool is_leaving(const std::string& node) {
   return lock.valid() && ::flock(lock.get(), LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
 }
 
-void stay(const std::string& node) { remove_file(node); }
+std::vector<FailedLeave> failed_leaves() {
+  std::vector<FailedLeave> failed;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(kLeaving, error)) {
+    // One that waits still has written nothing.
+    const std::string text = read_text(entry.path());
+    const size_t line = text.find('\n');
+    if (line != std::string::npos)
+      failed.push_back({"/dev/" + entry.path().filename().string(), text.substr(0, line), text.substr(line + 1)});
+  }
+  return failed;
+}
+
+bool forget_failed_leave(const std::string& node) {
+  if (read_text(file_of(node)).empty()) return false;
+  remove_file(node);
+  return true;
+}
+
+void stay(const std::string& node) {
+  if (read_text(file_of(node)).empty()) remove_file(node);
+}
 
 }  // namespace netblk::tools

@@ -91,7 +91,8 @@ bool legal_name(const std::string& name) {
   const auto legal = [](char c) {
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '-';
   };
-  return !name.empty() && name.size() <= kMaxName && name.front() != '.' && std::all_of(name.begin(), name.end(), legal);
+  return !name.empty() && name.size() <= kMaxName && name.front() != '.' && name.front() != '-' &&
+         std::all_of(name.begin(), name.end(), legal);
 }
 
 std::vector<Named> named_disks() {
@@ -157,6 +158,14 @@ void forget_names_of(const std::string& node) {
   (void)::rmdir(kNames);  // when they are empty
   (void)::rmdir(kRoot);
   if (had) tell_udev(node);
+}
+
+std::string node_of_words(const std::string& words) {
+  std::string name = words;
+  if (const std::string folder = std::string(kByName) + "/"; name.starts_with(folder)) name = name.substr(folder.size());
+  if (legal_name(name))
+    if (const auto named = find_name(name)) return named->node;
+  return canonical_device(words);
 }
 
 }  // namespace netblk::tools

@@ -134,6 +134,7 @@ int serve(const Arguments& arguments, const server::Config& config) {
     return open_store(*backend.value(), store, read_only, surroundings, name);
   };
   server::Server server(*backend.value(), clock, open, take_place, options);
+  surroundings.volumes->set_hand_over([&server](std::shared_ptr<server::Handover> wanted) { server.hand_over(std::move(wanted)); });
   if (auto opened = server.open(config); !opened) return fail(kFailed, opened.error().message);
   surroundings.lock_wait_ms = 0;
   std::printf("netblk_server " NETBLK_VERSION "\n");
@@ -188,7 +189,7 @@ int run(int argc, char** argv) {
   app.add_option("PORT FILE SIZE_MB", arguments.positional,
                  "The original form: netblk on PORT of every address; FILE is created, or grown to SIZE_MB MiB");
   app.add_option("--export", arguments.exports,
-                 "NAME=STORE, again for more. STORE: file:PATH[?size=10G][&direct=1], mem:SIZE, null:SIZE; in its query "
+                 "NAME=STORE, again for more. STORE: file:PATH[?size=10G][&direct=1], vol:PATH[@SNAPSHOT], mem:SIZE, null:SIZE; in its query "
                  "also ro, allow=CIDR[,CIDR], max-conns=N, description=TEXT; offset=BYTES&size=BYTES, partition=N, rate=BYTES, "
                  "iops=N, trace=FILE, readonly=1, delay-ms=N, fault=read+write+flush+trim. netblk/1 clients get the first export")
       ->type_name("NAME=STORE")

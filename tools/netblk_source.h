@@ -7,6 +7,7 @@
 
 #include "base/result.h"
 #include "netblk_uri.h"
+#include "store_spec.h"
 
 namespace netblk::tools {
 
@@ -19,7 +20,7 @@ struct Source {
   bool is_nbd() const { return uri && uri->is_nbd(); }
   // Whether another helper finds the same disk.
   bool survives_helper() const {
-    return !is_store() || (!text.starts_with("mem:") && text.find("overlay=temp") == std::string::npos);
+    return !is_store() || (!text.starts_with("mem:") && !has_discarded_overlay(text));
   }
 };
 

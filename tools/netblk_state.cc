@@ -2,6 +2,7 @@
 #include "netblk_state.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <linux/blkpg.h>
 #include <signal.h>
 #include <sys/file.h>
@@ -73,6 +74,8 @@ bool is_dying(int64_t pid) {
   return false;
 }
 
+bool is_same(const Record& record, const struct stat& lock) { return record.lock_inode == 0 || record.lock_inode == lock.st_ino; }
+
 // mountinfo writes blanks and backslashes of a path as \OOO.
 std::string unescaped(const std::string& text) {
   std::string plain;
@@ -85,6 +88,25 @@ std::string unescaped(const std::string& text) {
     }
   }
   return plain;
+}
+
+// Of the whole process, which runs one command. Set once, before it is used.
+uint64_t lock_patience_ms = 60'000;
+constexpr auto kLockPause = std::chrono::milliseconds(20);
+
+// Who has the lock on the file, as /proc/locks tells it: "1: FLOCK ADVISORY WRITE 4711 fe:01:131 0 EOF".
+std::string holder_of(int file) {
+  struct stat found{};
+  std::ifstream locks("/proc/locks");
+  if (::fstat(file, &found) != 0) return "another process";
+  const std::string wanted = fmt::format("{:02x}:{:02x}:{}", major(found.st_dev), minor(found.st_dev), found.st_ino);
+  for (std::string line; std::getline(locks, line);) {
+    std::istringstream words(line);
+    std::string number, kind, advisory, access, pid, place;
+    if (words >> number >> kind >> advisory >> access >> pid >> place && kind == "FLOCK" && place == wanted)
+      return "process " + pid;
+  }
+  return "another process";
 }
 
 }  // namespace
@@ -102,10 +124,31 @@ std::string read_text(const std::string& path) {
   return result;
 }
 
+void set_lock_patience(uint64_t milliseconds) { lock_patience_ms = milliseconds; }
+
 Result<io::UniqueFd> lock_attachments() {
   io::UniqueFd lock(::open(kLock, O_RDWR | O_CREAT | O_CLOEXEC, 0600));
-  if (!lock.valid() || ::flock(lock.get(), LOCK_EX) != 0)
-    return make_error(errno, "cannot lock {}: {}", kLock, errno_text(errno));
+  const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(lock_patience_ms);
+  while (lock.valid() && ::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK && errno != EINTR) lock.reset();
+    if (lock.valid() && std::chrono::steady_clock::now() >= end)
+      return make_error(ETIMEDOUT, "{} attaches or detaches a disk, and has not come to an end for {:.3g} s: --lock-wait waits longer",
+                        holder_of(lock.get()), static_cast<double>(lock_patience_ms) / 1000);
+    std::this_thread::sleep_for(kLockPause);
+  }
+  if (!lock.valid()) return make_error(errno, "cannot lock {}: {}", kLock, errno_text(errno));
+  return lock;
+}
+
+// The folder of a helper that was killed before it had a record: nobody else takes it away. Invalid: it is no such one.
+static io::UniqueFd lock_abandoned(const std::string& directory) {
+  const std::string record = directory + "/state.json";
+  if (::access(record.c_str(), F_OK) == 0) return {};
+  io::UniqueFd lock(::open((directory + "/lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  if (!lock.valid() || ::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) return {};
+  // It may have lived, and written one, or have been taken away.
+  struct stat held{};
+  if (::access(record.c_str(), F_OK) == 0 || ::fstat(lock.get(), &held) != 0 || held.st_nlink == 0) return {};
   return lock;
 }
 
@@ -116,7 +159,11 @@ Result<NewFolder> make_state_folder() {
       return make_error(errno, "cannot make {}: {}", kRoot, errno_text(errno));
     const std::string directory = fmt::format("{}/{}", kRoot, number);
     if (::mkdir(directory.c_str(), 0700) != 0) {
-      if (errno == EEXIST) continue;
+      if (errno == EEXIST) {
+        io::UniqueFd lock = lock_abandoned(directory);
+        if (lock.valid()) return NewFolder{directory, std::move(lock)};
+        continue;
+      }
       if (errno == ENOENT) {
         --number;
         continue;
@@ -135,6 +182,9 @@ Result<NewFolder> make_state_folder() {
 Result<io::UniqueFd> take_over_folder(const Record& record) {
   io::UniqueFd lock(::open((record.directory + "/lock").c_str(), O_RDWR | O_CLOEXEC));
   if (!lock.valid()) return make_error(errno, "cannot open the lock of {}: {}", record.directory, errno_text(errno));
+  struct stat found{};
+  if (::fstat(lock.get(), &found) != 0 || !is_same(record, found))
+    return make_error(ENOENT, "{} has been detached meanwhile", record.device);
   // A look from outside holds the lock for a moment.
   for (const auto end = std::chrono::steady_clock::now() + kLookPatience; ::flock(lock.get(), LOCK_EX | LOCK_NB) != 0;) {
     if (std::chrono::steady_clock::now() >= end)
@@ -149,20 +199,21 @@ Status write_record(const Record& record) {
                      {"device", record.device},
                      {"server", record.server},
                      {"size_bytes", record.size_bytes},
-                     {"read_only", record.read_only},
+                     {"read_only", record.given.read_only},
                      {"pid", record.pid},
-                     {"given_size_bytes", record.nbd.given_size_bytes},
-                     {"given_timeout_ms", record.nbd.given_timeout_ms},
-                     {"connections", record.nbd.connections},
-                     {"flags", record.nbd.flags},
-                     {"shared", record.nbd.shared},
-                     {"trust_reconnect", record.ublk.trust_reconnect},
+                     {"given_size_bytes", record.given.size_bytes},
+                     {"given_timeout_ms", record.given.timeout_given ? record.given.timeout_ms : 0},
+                     {"for_ever", record.given.for_ever},
+                     {"connections", record.given.connections},
+                     {"shared", record.given.shared},
+                     {"trust_reconnect", record.given.trust_reconnect},
+                     {"flags", record.nbd_flags},
                      {"ublk_number", record.ublk.number},
                      {"ublk_mark", record.ublk.mark},
-                     {"store_uuid", record.ublk.store_uuid},
-                     {"generation", record.ublk.generation},
-                     {"lost", record.ublk.lost},
-                     {"lost_why", record.ublk.lost_why}};
+                     {"store_uuid", record.seen.store_uuid},
+                     {"generation", record.seen.generation},
+                     {"lost", record.seen.lost},
+                     {"lost_why", record.seen.lost_why}};
   const std::string path = record.directory + "/state.json";
   const std::string next = path + ".new";
   {
@@ -176,39 +227,48 @@ Status write_record(const Record& record) {
   return Ok{};
 }
 
+std::optional<Record> read_record(const std::string& directory) {
+  const json text = json::parse(read_text(directory + "/state.json"), nullptr, false);
+  if (!text.is_object()) return std::nullopt;
+  Record record;
+  record.directory = directory;
+  struct stat lock{};
+  if (::stat((directory + "/lock").c_str(), &lock) == 0) record.lock_inode = lock.st_ino;
+  try {
+    record.way = text.value("way", "fuse");
+    record.device = text.at("device").get<std::string>();
+    record.server = text.at("server").get<std::string>();
+    record.size_bytes = text.at("size_bytes").get<uint64_t>();
+    record.given.read_only = text.at("read_only").get<bool>();
+    record.pid = text.at("pid").get<int64_t>();
+    record.given.size_bytes = text.value("given_size_bytes", uint64_t{0});
+    const uint64_t timeout_ms = text.value("given_timeout_ms", uint64_t{0});
+    record.given.timeout_given = timeout_ms != 0;
+    if (timeout_ms != 0) record.given.timeout_ms = timeout_ms;
+    record.given.for_ever = text.value("for_ever", false);
+    record.given.connections = text.value("connections", 1u);
+    record.given.shared = text.value("shared", false);
+    record.given.trust_reconnect = text.value("trust_reconnect", false);
+    record.nbd_flags = text.value("flags", uint16_t{0});
+    record.ublk.number = text.value("ublk_number", int64_t{-1});
+    record.ublk.mark = text.value("ublk_mark", uint64_t{0});
+    record.seen.store_uuid = text.value("store_uuid", "");
+    record.seen.generation = text.value("generation", uint64_t{0});
+    record.seen.lost = text.value("lost", false);
+    record.seen.lost_why = text.value("lost_why", "");
+  } catch (const json::exception&) {
+    return std::nullopt;
+  }
+  return record;
+}
+
 std::vector<Record> read_records() {
   std::vector<Record> records;
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(kRoot, error)) {
     // Servers keep what they know of their stores here, too, and there may be many.
     if (entry.path().filename().string().find_first_not_of("0123456789") != std::string::npos) continue;
-    const json text = json::parse(read_text(entry.path().string() + "/state.json"), nullptr, false);
-    if (!text.is_object()) continue;
-    Record record;
-    record.directory = entry.path().string();
-    try {
-      record.way = text.value("way", "fuse");
-      record.device = text.at("device").get<std::string>();
-      record.server = text.at("server").get<std::string>();
-      record.size_bytes = text.at("size_bytes").get<uint64_t>();
-      record.read_only = text.at("read_only").get<bool>();
-      record.pid = text.at("pid").get<int64_t>();
-      record.nbd.given_size_bytes = text.value("given_size_bytes", uint64_t{0});
-      record.nbd.given_timeout_ms = text.value("given_timeout_ms", uint64_t{0});
-      record.nbd.connections = text.value("connections", 1u);
-      record.nbd.flags = text.value("flags", uint16_t{0});
-      record.nbd.shared = text.value("shared", false);
-      record.ublk.trust_reconnect = text.value("trust_reconnect", false);
-      record.ublk.number = text.value("ublk_number", int64_t{-1});
-      record.ublk.mark = text.value("ublk_mark", uint64_t{0});
-      record.ublk.store_uuid = text.value("store_uuid", "");
-      record.ublk.generation = text.value("generation", uint64_t{0});
-      record.ublk.lost = text.value("lost", false);
-      record.ublk.lost_why = text.value("lost_why", "");
-    } catch (const json::exception&) {
-      continue;  // not ours
-    }
-    records.push_back(std::move(record));
+    if (auto record = read_record(entry.path().string())) records.push_back(std::move(*record));
   }
   std::sort(records.begin(), records.end(), [](const Record& a, const Record& b) {
     return a.directory.size() != b.directory.size() ? a.directory.size() < b.directory.size()
@@ -221,7 +281,9 @@ bool is_alive(const Record& record) {
   const auto end = std::chrono::steady_clock::now() + kKilledPatience;
   for (;;) {
     const io::UniqueFd lock(::open((record.directory + "/lock").c_str(), O_RDONLY | O_CLOEXEC));
-    if (!lock.valid() || ::flock(lock.get(), LOCK_SH | LOCK_NB) == 0 || errno != EWOULDBLOCK) return false;
+    struct stat found{};
+    if (!lock.valid() || ::fstat(lock.get(), &found) != 0 || !is_same(record, found)) return false;
+    if (::flock(lock.get(), LOCK_SH | LOCK_NB) == 0 || errno != EWOULDBLOCK) return false;
     // Who was killed holds its lock until its memory is given back, and does nothing for anybody any more.
     if (!is_dying(record.pid) || std::chrono::steady_clock::now() >= end) return true;
     std::this_thread::sleep_for(kPollPause);
@@ -246,25 +308,35 @@ std::string ask_helper(const Record& record, const std::string& word) {
   std::memcpy(address.sun_path, path.c_str(), path.size());
   (void)::setsockopt(fd.get(), SOL_SOCKET, SO_RCVTIMEO, &kControlTimeout, sizeof kControlTimeout);
   (void)::setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &kControlTimeout, sizeof kControlTimeout);
-  if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) return "";
-  (void)!::send(fd.get(), word.data(), word.size(), MSG_NOSIGNAL);
+  if (uninterrupted([&] { return ::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address); }) != 0)
+    return "";
+  (void)uninterrupted([&] { return ::send(fd.get(), word.data(), word.size(), MSG_NOSIGNAL); });
   (void)::shutdown(fd.get(), SHUT_WR);
   std::string text;
   std::array<char, 4096> part{};
-  ssize_t got;
-  while ((got = ::recv(fd.get(), part.data(), part.size(), 0)) > 0) text.append(part.data(), static_cast<size_t>(got));
+  for (;;) {
+    const ssize_t got = uninterrupted([&] { return ::recv(fd.get(), part.data(), part.size(), 0); });
+    if (got <= 0) break;
+    text.append(part.data(), static_cast<size_t>(got));
+  }
   while (!text.empty() && text.back() == '\n') text.pop_back();
   return text;
 }
 
 Status remove_leftovers(const Record& record) {
+  struct stat lock{};
+  if (::stat((record.directory + "/lock").c_str(), &lock) == 0 && !is_same(record, lock)) return Ok{};
   // Lazily: a dead FUSE mount answers nothing, and somebody may still stand in it.
   while (::umount2(record.mount_directory().c_str(), MNT_DETACH | UMOUNT_NOFOLLOW) == 0) {
   }
   if (errno != EINVAL && errno != ENOENT)
     return make_error(errno, "cannot unmount {}: {}", record.mount_directory(), errno_text(errno));
+  // A helper that was started for a disk that has just gone may still put a file there, before it sees that.
   std::error_code error;
-  fs::remove_all(record.directory, error);
+  for (const auto end = std::chrono::steady_clock::now() + kLookPatience;; std::this_thread::sleep_for(kPollPause)) {
+    fs::remove_all(record.directory, error);
+    if (error != std::errc::directory_not_empty || std::chrono::steady_clock::now() >= end) break;
+  }
   if (error) return make_error(error.value(), "cannot remove {}: {}", record.directory, error.message());
   (void)::rmdir(kRoot);  // when it is empty
   return Ok{};
@@ -313,6 +385,14 @@ bool is_in_use(const std::string& device) {
   return !alone.valid() && errno == EBUSY;
 }
 
+Status check_unused(const std::string& device) {
+  const std::vector<std::string> uses = uses_of(device);
+  if (!uses.empty()) return make_error(EBUSY, "{} is {}: unmount it first, or use --force", device, uses.front());
+  if (is_in_use(device))
+    return make_error(EBUSY, "{} is in use by another process or device: close it first, or use --force", device);
+  return Ok{};
+}
+
 Status write_back(const std::string& device, const std::function<void()>& look) {
   Status written = Ok{};
   std::atomic<bool> done{false};
@@ -335,6 +415,14 @@ Status write_back(const std::string& device) {
     return make_error(errno, "{} is detached, but data written to it did not reach the server: {}", device,
                       errno_text(errno));
   return Ok{};
+}
+
+Status check_still_unused(const std::string& device, const Status& written) {
+  Status unused = check_unused(device);
+  // Nobody else is told of that: the kernel tells it once.
+  if (!unused && !written)
+    return make_error(EBUSY, "{}; and what was written to it before has not all reached the server", unused.error().message);
+  return unused;
 }
 
 void forget_partitions(const std::string& device) {

@@ -3,10 +3,31 @@
 #pragma once
 
 #include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "netblk_latency.h"
+
 namespace netblk::tools {
+
+// As the kernel counts for every disk, whichever way it was made: what has ended, and how long it took all together,
+// from the kernel's taking to the end.
+struct KernelCounts {
+  uint64_t reads = 0, writes = 0;
+  uint64_t read_bytes = 0, write_bytes = 0;
+  uint64_t read_wait_ms = 0, write_wait_ms = 0;
+};
+
+// What one kind of requests did between two looks.
+struct Rate {
+  double per_s = 0, mib_per_s = 0;
+  std::optional<double> latency_us{};  // of those that ended; nothing: none did
+};
+struct Rates {
+  Rate read{}, write{};
+};
 
 struct StatusRow {
   std::string device;
@@ -29,19 +50,30 @@ struct StatusRow {
   std::vector<std::string> uses{};
   bool leaving = false;  // detached at its last close
   std::string owner{};   // how this machine has it: "exclusive", "shared", "read-only"; empty: the source has no owners
-  // As the kernel counts for the disk, whichever way it was made.
+  std::string leaving_failed{};  // why a lazy detach came to nothing
   uint64_t in_flight = 0;
-  uint64_t reads = 0, writes = 0;              // that have ended
-  uint64_t read_wait_ms = 0, write_wait_ms = 0;  // all together, from the kernel's taking to the end
+  std::optional<uint64_t> oldest_ms{};  // the age of the oldest request; nothing: nobody who could say sees it
+  std::optional<Latencies> latencies{};
+  KernelCounts kernel{};
+  Rates rates{};  // as of the last look
 };
 
 std::vector<StatusRow> status_rows();
+// And of what was detached lazily, and failed.
+void add_failed_leaves(std::vector<StatusRow>& rows);
+// Looks at the kernel's counts once more, a moment after the rows were made, for their rates.
+void add_rates(std::vector<StatusRow>& rows);
 
-// Two looks at the same disks, as what happened between them. period_s: above 0.
-std::string top_json(const std::vector<StatusRow>& before, const std::vector<StatusRow>& now, double period_s);
-std::string top_table(const std::vector<StatusRow>& before, const std::vector<StatusRow>& now, double period_s);
+Rates rates_of(const KernelCounts& before, const KernelCounts& now, double period_s);
+void add_rates(nlohmann::json& object, const Rates& rates);
+nlohmann::json oldest_json(const StatusRow& row);
+std::optional<double> oldest_us(const StatusRow& row);
 
 std::string status_json(const std::vector<StatusRow>& rows);
-std::string status_table(const std::vector<StatusRow>& rows);
+// split: also where the time of requests went.
+std::string status_table(const std::vector<StatusRow>& rows, bool split);
+
+// Columns of equal width; the first line is the titles.
+std::string aligned(const std::vector<std::vector<std::string>>& lines);
 
 }  // namespace netblk::tools

@@ -71,7 +71,10 @@ WayFacts without_module(Way way, const std::string& module, const std::string& c
   }
   facts.why = fmt::format("this kernel ({}) has no {} (CONFIG_{})", kernel, module, config);
   if (!can_load_modules()) facts.why += ", and lets no module be loaded";
-  if (can_load_modules() && !is_there("/lib/modules/" + kernel))
+  if (module == "ublk_drv" && kernel.starts_with("6.1.") && kernel.ends_with("-amd64") && is_there("/usr/bin/apt-get"))
+    // Debian 12's own is built without it; its security archive has one that is not.
+    facts.enable = "sudo apt-get install linux-image-6.12-amd64, then reboot";
+  else if (can_load_modules() && !is_there("/lib/modules/" + kernel))
     facts.enable = "sudo apt-get install linux-image-" + kernel;
   return facts;
 }

@@ -3,10 +3,14 @@
 
 #include <poll.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
+#include <climits>
 
 #include "base/check.h"
 #include "coro/event.h"
@@ -37,6 +41,8 @@ struct PipeFile::Call : io::Job, io::Posted {
 PipeFile::PipeFile(io::Loop& loop, io::UniqueFd fd)
     : loop_(loop), fd_(std::move(fd)), cancelled_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
   NETBLK_CHECK(cancelled_.valid(), "no descriptor is left for an eventfd");
+  struct stat what{};
+  if (::fstat(fd_.get(), &what) == 0) kind_ = what.st_mode & S_IFMT;
 }
 
 PipeFile::~PipeFile() = default;
@@ -79,15 +85,23 @@ int64_t PipeFile::read_now(std::span<std::byte> into) {
   return static_cast<int64_t>(got);
 }
 
+// A descriptor that somebody else shares stays as it is, blocking: no more is written than there is room for.
+ssize_t PipeFile::write_ready(std::span<const std::byte> from) const {
+  if (kind_ == S_IFSOCK) return ::send(fd_.get(), from.data(), from.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+  // A pipe that has room has it for a page.
+  const size_t most = kind_ == S_IFIFO ? std::min<size_t>(from.size(), PIPE_BUF) : from.size();
+  return ::write(fd_.get(), from.data(), most);
+}
+
 int64_t PipeFile::write_now(std::span<const std::byte> from) {
   while (!from.empty()) {
-    const ssize_t part = ::write(fd_.get(), from.data(), from.size());
+    std::array<pollfd, 2> watched = {pollfd{fd_.get(), POLLOUT, 0}, pollfd{cancelled_.get(), POLLIN, 0}};
+    if (::poll(watched.data(), watched.size(), -1) < 0 && errno != EINTR) return -errno;
+    if ((watched[1].revents & POLLIN) != 0) return -ECANCELED;
+    if (watched[0].revents == 0) continue;
+    const ssize_t part = write_ready(from);
     if (part > 0) from = from.subspan(static_cast<size_t>(part));
-    if (part >= 0 || errno == EINTR) continue;
-    if (errno != EAGAIN) return -errno;
-    // Whoever shares the descriptor made it non-blocking.
-    pollfd ready{.fd = fd_.get(), .events = POLLOUT, .revents = 0};
-    (void)::poll(&ready, 1, -1);
+    if (part < 0 && errno != EINTR && errno != EAGAIN) return -errno;
   }
   return 0;
 }

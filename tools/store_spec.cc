@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <filesystem>
 #include <map>
 #include <optional>
 #include <span>
@@ -20,6 +21,7 @@
 #include "store/filter/filter.h"
 #include "store/memory_store.h"
 #include "store/partition.h"
+#include "volume_store.h"
 
 namespace netblk::tools {
 namespace {
@@ -33,6 +35,15 @@ coro::Task<void> read_once(io::Loop& loop, block::Device& device, uint64_t offse
 
 // A % that begins no %XX stands for itself.
 std::string path_of(std::string_view text) { return percent_decoded_loosely(text); }
+
+// A path as PATH and FILE have it, from the root on.
+std::string whole_path_text(std::string_view text) {
+  std::error_code error;
+  const std::string path = std::filesystem::absolute(path_of(text), error).string();
+  return error ? std::string(text) : store_path_text(path);
+}
+
+bool is_relative(std::string_view text) { return !text.empty() && path_of(text).front() != '/'; }
 
 Options parse_options(std::string_view query) {
   Options options;
@@ -89,7 +100,7 @@ Result<uint64_t> device_size(std::string_view text, const std::string& store) {
   return *size;
 }
 
-enum class Kind : uint8_t { kFile, kMemory, kNull };
+enum class Kind : uint8_t { kFile, kMemory, kNull, kVolume };
 
 // A STORE that was read: nothing was opened or looked at.
 struct Spec {
@@ -99,6 +110,9 @@ struct Spec {
   std::string path;         // these are of files
   std::string overlay;      // empty: none
   bool direct = false;
+  VolumeName volume;
+  KeyFiles keys;  // these are of volumes
+  uint64_t memory_bytes = store::volume::kDefaultMemoryBytes;  // for the index
   // What stands in the query for any of them.
   std::optional<uint64_t> offset_bytes;
   uint64_t part_bytes = 0;  // of the part that offset_bytes begins; 0: the rest
@@ -232,12 +246,30 @@ Status take_file(Options& options, std::string_view body, Spec& spec) {
   return Ok{};
 }
 
+Status take_volume(Options& options, std::string_view body, Spec& spec) {
+  auto name = parse_volume_name(body);
+  if (!name) return std::move(name).error();
+  spec.volume = std::move(name).value();
+  spec.keys.key_file = path_of(take(options, "key-file").value_or(""));
+  spec.keys.passphrase_file = path_of(take(options, "passphrase-file").value_or(""));
+  if (!spec.keys.key_file.empty() && !spec.keys.passphrase_file.empty())
+    return make_error(EINVAL, "'{}': key-file= or passphrase-file=, not both", spec.text);
+  const auto memory = take(options, "cache");
+  if (!memory) return Ok{};
+  const auto bytes = parse_size(*memory);
+  if (!bytes || *bytes < store::volume::kLeastMemoryBytes || *bytes > store::volume::kMostMemoryBytes)
+    return make_error(EINVAL, "bad cache={} in '{}': the memory for the volume's index is {} to {}, in bytes or K, M, G", *memory,
+                      spec.text, size_text(store::volume::kLeastMemoryBytes), size_text(store::volume::kMostMemoryBytes));
+  spec.memory_bytes = *bytes;
+  return Ok{};
+}
+
 Result<Spec> parse(const std::string& text) {
   const std::string_view whole = text;
   const size_t colon = whole.find(':');
   const std::string_view scheme = whole.substr(0, colon);
   if (colon == std::string_view::npos)
-    return make_error(EINVAL, "bad store '{}': use file:PATH?size=10G, mem:SIZE or null:SIZE", text);
+    return make_error(EINVAL, "bad store '{}': use file:PATH?size=10G, vol:PATH, mem:SIZE or null:SIZE", text);
   const size_t query = whole.find('?');
   const std::string_view body = whole.substr(colon + 1, query == std::string_view::npos ? query : query - colon - 1);
   Options options = parse_options(query == std::string_view::npos ? "" : whole.substr(query + 1));
@@ -251,11 +283,24 @@ Result<Spec> parse(const std::string& text) {
     auto size = device_size(body, text);
     if (!size) return std::move(size).error();
     spec.size_bytes = size.value();
+  } else if (scheme == "vol") {
+    spec.kind = Kind::kVolume;
+    if (auto taken = take_volume(options, body, spec); !taken) return std::move(taken).error();
   } else {
-    return make_error(EINVAL, "unknown store '{}:' in '{}': use file:PATH?size=10G, mem:SIZE or null:SIZE", scheme, text);
+    return make_error(EINVAL, "unknown store '{}:' in '{}': use file:PATH?size=10G, vol:PATH, mem:SIZE or null:SIZE", scheme, text);
   }
   if (!options.empty()) return make_error(EINVAL, "unknown option '{}' in '{}'", options.begin()->first, text);
   return spec;
+}
+
+void say_wait(const std::string& words) {
+  std::printf("%s\n", words.c_str());
+  std::fflush(stdout);
+}
+
+bool shall_stop() {
+  sigset_t pending;
+  return ::sigpending(&pending) == 0 && (::sigismember(&pending, SIGTERM) == 1 || ::sigismember(&pending, SIGINT) == 1);
 }
 
 Result<std::unique_ptr<block::Device>> open_file(io::Backend& backend, const Spec& spec, bool read_only,
@@ -268,17 +313,21 @@ Result<std::unique_ptr<block::Device>> open_file(io::Backend& backend, const Spe
   file.keep_identity = true;
   file.state_folder = surroundings.state_folder;
   file.lock_wait_ms = surroundings.lock_wait_ms;
-  file.on_wait = [](const std::string& words) {
-    std::printf("%s\n", words.c_str());
-    std::fflush(stdout);
-  };
-  file.stop_waiting = [] {
-    sigset_t pending;
-    return ::sigpending(&pending) == 0 &&
-           (::sigismember(&pending, SIGTERM) == 1 || ::sigismember(&pending, SIGINT) == 1);
-  };
+  file.on_wait = say_wait;
+  file.stop_waiting = shall_stop;
   return spec.overlay.empty() ? store::open_file_store(backend, file)
                               : store::open_overlay_store(backend, file, spec.overlay);
+}
+
+Result<std::unique_ptr<block::Device>> open_volume(io::Backend& backend, const Spec& spec, bool read_only,
+                                                   const Surroundings& surroundings, const std::string& name) {
+  const VolumeOpening opening{.read_only = read_only, .user = name,
+                              .keys = spec.keys,
+                              .memory_bytes = spec.memory_bytes,
+                              .lock_wait_ms = surroundings.lock_wait_ms,
+                              .on_wait = say_wait,
+                              .stop_waiting = shall_stop};
+  return surroundings.volumes->open(backend, spec.volume, opening);
 }
 
 Result<std::unique_ptr<block::Device>> part_of(std::unique_ptr<block::Device> device, const Spec& spec, io::Backend& backend) {
@@ -335,6 +384,33 @@ std::string store_path_text(std::string_view path) {
   return text;
 }
 
+std::string with_whole_paths(const std::string& text) {
+  std::string_view left = text;
+  const std::string_view place = left.substr(0, left.find('?'));
+  left.remove_prefix(place.size());
+  std::string whole(place);
+  for (const std::string_view scheme : {"file:", "vol:"})
+    if (place.starts_with(scheme) && is_relative(place.substr(scheme.size())))
+      whole = std::string(scheme) + whole_path_text(place.substr(scheme.size()));
+  while (!left.empty()) {
+    whole += left.front();  // ? or &
+    left.remove_prefix(1);
+    const std::string_view option = left.substr(0, left.find('&'));
+    left.remove_prefix(option.size());
+    const std::string_view key = option.substr(0, option.find('='));
+    const std::string_view value = option.substr(std::min(key.size() + 1, option.size()));
+    // Words that are no paths.
+    const bool path = key == "key-file" || key == "passphrase-file" || (key == "overlay" && value != store::kDiscardedOverlay) || (key == "trace" && value != store::kTraceToStdout);
+    whole += path && is_relative(value) ? fmt::format("{}={}", key, whole_path_text(value)) : std::string(option);
+  }
+  return whole;
+}
+
+bool has_discarded_overlay(const std::string& text) {
+  const auto spec = parse(text);
+  return spec && spec.value().overlay == store::kDiscardedOverlay;
+}
+
 Status check_store(const std::string& text) {
   const auto spec = parse(text);
   if (!spec) return spec.error();
@@ -350,6 +426,7 @@ Result<std::unique_ptr<block::Device>> open_store(io::Backend& backend, const st
     switch (spec.kind) {
       case Kind::kMemory: return store::make_memory_store(spec.size_bytes);
       case Kind::kNull: return store::make_null_store(spec.size_bytes);
+      case Kind::kVolume: return open_volume(backend, spec, read_only, surroundings, name);
       default: return open_file(backend, spec, read_only, surroundings);
     }
   }();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// Unaligned big-endian loads and stores: every integer on the wire (DESIGN 4.1).
+// Unaligned loads and stores: big-endian, as every integer on the wire (DESIGN 4.1), and little-endian, as on a disk.
 #pragma once
 
 #include <bit>
@@ -35,6 +35,19 @@ T load_be(const std::byte* from) {
 template <std::unsigned_integral T>
 void store_be(std::byte* to, T value) {
   if constexpr (std::endian::native == std::endian::little) value = byte_swapped(value);
+  std::memcpy(to, &value, sizeof value);
+}
+
+template <std::unsigned_integral T>
+T load_le(const std::byte* from) {
+  T value;
+  std::memcpy(&value, from, sizeof value);
+  return std::endian::native == std::endian::big ? byte_swapped(value) : value;
+}
+
+template <std::unsigned_integral T>
+void store_le(std::byte* to, T value) {
+  if constexpr (std::endian::native == std::endian::big) value = byte_swapped(value);
   std::memcpy(to, &value, sizeof value);
 }
 

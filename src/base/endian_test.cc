@@ -40,5 +40,15 @@ TEST(Endian, LoadsWhatItStoredAtEveryAlignment) {
   }
 }
 
+TEST(Endian, StoresLeastSignificantByteFirst) {
+  std::array<std::byte, 8> raw{};
+  store_le(raw.data(), uint16_t{0xa1b2});
+  EXPECT_EQ(bytes_of(raw.data(), 2), (std::vector<int>{0xb2, 0xa1}));
+  store_le(raw.data(), uint64_t{0x0102030405060708});
+  EXPECT_EQ(bytes_of(raw.data(), 8), (std::vector<int>{8, 7, 6, 5, 4, 3, 2, 1}));
+  EXPECT_EQ(load_le<uint64_t>(raw.data()), 0x0102030405060708);
+  EXPECT_EQ(load_le<uint32_t>(raw.data() + 1), 0x04050607u);
+}
+
 }  // namespace
 }  // namespace netblk

@@ -94,6 +94,7 @@ inline constexpr uint32_t kMaxNbdSkippedBytes = 1u << 20;
 inline constexpr uint32_t kMaxNbdOptions = 1024;
 inline constexpr uint32_t kNbdOperations = 512;
 inline constexpr uint32_t kMaxNbdExtents = 8192;
+inline constexpr uint32_t kMaxNbdContexts = 16;  // that a connection selects
 inline constexpr uint32_t kNbdReadExtents = 16;
 
 // Microseconds for which a loop looks for more before it waits, if it is told to without a number, and at most.

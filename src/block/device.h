@@ -5,6 +5,9 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/id.h"
@@ -86,6 +89,13 @@ class Device {
   // itself (here: in memory); one call at a time. Empty: none was ever kept.
   virtual std::vector<std::byte> owners() const { return owners_; }
   virtual coro::Task<Status> keep_owners(coro::Mailbox& loop, std::vector<std::byte> record);
+
+  // The moments that kBlockStatus can compare with (Request::since), by name, and one of them; null: there is none of that name.
+  virtual std::vector<std::string> bases() const { return {}; }
+  virtual std::shared_ptr<const Base> base(std::string_view name) {
+    (void)name;
+    return nullptr;
+  }
 
   // Validates and starts. Any offset and length in bytes is legal. Never fails by itself: errors come through the request.
   // EINVAL: outside the device, or a length of 0 (but kFlush); EROFS: a change to a read-only device; EOPNOTSUPP: a

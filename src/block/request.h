@@ -22,11 +22,23 @@ struct Extent {
   uint64_t length = 0;
   bool hole = false;
   bool zero = false;
+  bool changed = false;  // where Request::since is set: it may be another than it was then
   bool operator==(const Extent&) const = default;
 };
 
 class Device;
 struct Request;
+
+// A moment that a device can compare its contents with (Device::base()). It stays known for as long as somebody holds this.
+class Base {
+ public:
+  Base(const Base&) = delete;
+  Base& operator=(const Base&) = delete;
+  virtual ~Base() = default;
+
+ protected:
+  Base() = default;
+};
 
 // Whoever holds it ends the request: by finish(), once. Dropping it unfinished aborts.
 class [[nodiscard]] Completion {
@@ -81,6 +93,8 @@ struct Request {
   // extent was true at some moment between submit() and the end.
   std::vector<Extent>* extents = nullptr;
   uint32_t max_extents = 0;
+  // kBlockStatus: the answer says what has changed since then, too; of what has not it says no more. Of the same device.
+  const Base* since = nullptr;
 
   // The answer: 0 or a positive errno value.
   int error = 0;
@@ -114,6 +128,7 @@ struct Request {
     Hop hop;
     Request* next = nullptr;
     uint64_t progress = 0;
+    uint64_t since_ns = 0;  // when the device took it, by the clock of the device's loop
     uint64_t shift = 0;  // what filters have added to `offset`; taken off again at the end
     uint8_t phase = 0;
   };
@@ -126,13 +141,17 @@ struct Request {
 
   // For devices that answer kBlockStatus: the next extent, joined with the one before where they are alike. False: the
   // answer is full, and ends before this one.
-  bool add_extent(uint64_t bytes, bool hole, bool zero) {
-    if (!extents->empty() && extents->back().hole == hole && extents->back().zero == zero) {
-      extents->back().length += bytes;
-      return true;
+  bool add_extent(uint64_t bytes, bool hole, bool zero, bool changed = false) {
+    const Extent next{.length = bytes, .hole = hole, .zero = zero, .changed = changed};
+    if (!extents->empty()) {
+      Extent& last = extents->back();
+      if (last.hole == hole && last.zero == zero && last.changed == changed) {
+        last.length += bytes;
+        return true;
+      }
     }
     if (extents->size() >= max_extents) return false;
-    extents->push_back({bytes, hole, zero});
+    extents->push_back(next);
     return true;
   }
 };

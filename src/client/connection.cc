@@ -117,12 +117,13 @@ bool Connection::gather() {
   batch_left_.clear();
   batch_at_ = batch_left_at_ = 0;
   size_t bytes = 0;
+  const uint64_t now_ns = pending_.given() < pending_.size() ? loop_.now_ns() : 0;
   while (pending_.given() < pending_.size() && batch_left_.size() < kBatchParts && bytes < kBatchBytes &&
          batch_.size() < limits::kKernelMaxIov / 2) {
     const Part part = pending_.next_to_give();
     if (part.length == 0) {
       // A flush behind others: it ends when it is the front. To the sender it is a part of no bytes.
-      pending_.note_given();
+      pending_.note_given(now_ns);
       batch_left_.push_back(0);
       continue;
     }
@@ -134,7 +135,7 @@ bool Connection::gather() {
     }
     add_part(part, headers_.data() + batch_left_.size() * NETBLK1_REQUEST_SIZE);
     bytes += batch_left_.back();
-    pending_.note_given();
+    pending_.note_given(now_ns);
   }
   return !batch_left_.empty();
 }
@@ -191,12 +192,12 @@ coro::Task<void> Connection::send_all() {
 }
 
 void Connection::end_flushes() {
-  while (!pending_.empty() && pending_.front().length == 0) owner_.answered(0);
+  while (!pending_.empty() && pending_.front().length == 0) owner_.answered(0, heard_ns_);
 }
 
 void Connection::finish_front(int error) {
   ++answers_;
-  owner_.answered(error);
+  owner_.answered(error, heard_ns_);
   end_flushes();
   if (!pending_.empty()) became_due();
   send_wanted_.set();  // a chain of parts may have grown
@@ -227,6 +228,7 @@ coro::Task<void> Connection::receive_all() {
       fail(result == 0 ? "the server closed the connection" : fmt::format("receiving failed: {}", errno_text(-result)));
       break;
     }
+    heard_ns_ = loop_.now_ns();
     size_t got = static_cast<size_t>(result);
     if (direct) {
       data_at_ += got;

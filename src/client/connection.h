@@ -22,8 +22,8 @@ namespace netblk::client {
 // What a connection tells its owner, on the loop's thread.
 class ConnectionOwner {
  public:
-  // The front part was answered: take it off. 0, or EIO.
-  virtual void answered(int error) = 0;
+  // The front part was answered: take it off. 0, or EIO. now_ns: by the loop's clock.
+  virtual void answered(int error, uint64_t now_ns) = 0;
   // A part that never reached the wire, whose asker is gone.
   virtual void withdrawn(block::Request& request) = 0;
 
@@ -89,6 +89,7 @@ class Connection {
   DueTimer due_timer_;
   uint64_t due_since_ms_ = 0;
   uint64_t answers_ = 0;
+  uint64_t heard_ns_ = 0;  // when bytes came last, by the loop's clock
   bool over_ = false;
   bool stopping_ = false;
   std::string error_;

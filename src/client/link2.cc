@@ -20,6 +20,18 @@ constexpr size_t kLargeBytes = 64u << 10;
 // Of the memory for a compressed payload, between two of them.
 constexpr size_t kKeptBytes = 1u << 20;
 
+// What a user asked for that is sent as this type. A NOP is nobody's, and no user's time.
+block::Command command_of(uint8_t type) {
+  switch (type) {
+    case NETBLK2_READ: return block::Command::kRead;
+    case NETBLK2_WRITE: return block::Command::kWrite;
+    case NETBLK2_FLUSH: return block::Command::kFlush;
+    case NETBLK2_TRIM: return block::Command::kTrim;
+    case NETBLK2_WRITE_ZEROES: return block::Command::kWriteZeroes;
+    default: return block::Command::kBlockStatus;
+  }
+}
+
 Error hung_up() {
   return make_error(EPROTONOSUPPORT, "the server closed the connection upon the hello: it does not speak netblk/2");
 }
@@ -169,6 +181,7 @@ void Link2::start_batch() {
   batch_.clear();
   batch_at_ = 0;
   frames_ = 0;
+  batch_ns_ = 0;
 }
 
 void Link2::add_frame(const proto::Request2& frame) {
@@ -189,6 +202,7 @@ void Link2::add_request(uint32_t number) {
   slot.use = Slot2::Use::kSent;
   slot.on_wire = true;
   slot.link = index;
+  slot.sent_ns = batch_ns();
   proto::Request2 frame{.type = slot.type,
                         .flags = slot.flags,
                         .slot = static_cast<uint16_t>(number),
@@ -295,7 +309,9 @@ coro::Task<void> Link2::send_all() {
 coro::Task<void> Link2::serve(const Terms2& terms) {
   terms_ = terms;
   crc_out_ = terms.framing.crc;
-  last_sent_ms_ = last_heard_ms_ = loop_.now_ms();
+  untold_ = {};
+  heard_ns_ = loop_.now_ns();
+  last_sent_ms_ = last_heard_ms_ = heard_ns_ / 1'000'000;
   if (terms_.heartbeat_ms != 0) alarm_.arm(last_sent_ms_ + terms_.heartbeat_ms);
   coro::Scope scope;
   scope.spawn(send_all());
@@ -339,7 +355,8 @@ coro::Task<void> Link2::receive_all() {
                     : make_error(-got, "receiving failed: {}", errno_text(-got)));
       break;
     }
-    last_heard_ms_ = loop_.now_ms();
+    heard_ns_ = loop_.now_ns();
+    last_heard_ms_ = heard_ns_ / 1'000'000;
     if (direct)
       take_payload(into.first(static_cast<size_t>(got)));
     else
@@ -370,6 +387,10 @@ bool Link2::take_one() {
     return false;
   }
   from_ += NETBLK2_REPLY_SIZE;
+  if (reply.type == NETBLK2_TIMES) {
+    take_times(std::span(buffer_).subspan(from_ - NETBLK2_TIMES_SIZE, NETBLK2_TIMES_SIZE));
+    return true;
+  }
   if (reply.type == NETBLK2_HEARTBEAT || reply.type == NETBLK2_RESIZE || reply.type == NETBLK2_GOODBYE) {
     take_unasked(reply);
     return true;
@@ -397,6 +418,17 @@ void Link2::take_unasked(const proto::Reply2& reply) {
   }
 }
 
+void Link2::take_times(std::span<const std::byte> message) {
+  proto::Times2 times;
+  if (const char* const wrong = proto::decode_times(message, times); wrong != nullptr)
+    return fail(make_error(EPROTO, "{}", wrong));
+  const Untold untold = std::exchange(untold_[times.request_type], {});
+  if (times.count != untold.count)
+    return fail(make_error(EPROTO, "the server tells times of {} requests of type {}, and has answered {}", times.count,
+                           times.request_type, untold.count));
+  session_.times_.told(command_of(times.request_type), times.count, untold.trip_ns, times.server_ns, times.store_ns);
+}
+
 bool Link2::take_reply(const proto::Reply2& reply) {
   Slot2* const slot = reply.slot < session_.slots_.size() ? &session_.slots_[reply.slot] : nullptr;
   if (slot == nullptr || slot->use != Slot2::Use::kSent || !slot->on_wire || slot->link != index ||
@@ -406,7 +438,7 @@ bool Link2::take_reply(const proto::Reply2& reply) {
     return false;
   }
   if (reply.type != NETBLK2_READ || reply.status != NETBLK2_OK) {
-    session_.answered(reply.slot, reply.status == NETBLK2_OK ? 0 : proto::error_of(reply.status));
+    answered(reply.slot, reply.status == NETBLK2_OK ? 0 : proto::error_of(reply.status));
     return true;
   }
   const bool packed = (reply.flags & (NETBLK2_LZ4 | NETBLK2_ZSTD)) != 0;
@@ -442,7 +474,18 @@ void Link2::finish_payload() {
       return fail(make_error(EPROTO, "a payload does not decompress to the {} bytes that were read", slot.length));
     if (packed_.capacity() > kKeptBytes) std::vector<std::byte>().swap(packed_);
   }
-  session_.answered(payload_slot_, 0);
+  answered(payload_slot_, 0);
+}
+
+void Link2::answered(uint32_t number, int error) {
+  const Slot2& slot = session_.slots_[number];
+  const uint64_t trip_ns = heard_ns_ - slot.sent_ns;
+  Untold& untold = untold_[slot.type];
+  ++untold.count;
+  untold.trip_ns += trip_ns;
+  if (slot.request != nullptr)
+    session_.times_.answered(slot.request->command, slot.sent_ns - Parts{*slot.request}.since_ns(), trip_ns);
+  session_.answered(number, error);
 }
 
 }  // namespace netblk::client

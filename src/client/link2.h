@@ -111,6 +111,12 @@ class Link2 {
   void take_unasked(const proto::Reply2& reply);
   void take_payload(std::span<const std::byte> bytes);
   void finish_payload();
+  void take_times(std::span<const std::byte> message);
+  void answered(uint32_t slot, int error);
+  uint64_t batch_ns() {
+    if (batch_ns_ == 0) batch_ns_ = loop_.now_ns();
+    return batch_ns_;
+  }
   // A write's memory is the kernel's until it was sent whole: its early reply waits.
   bool sent_whole(const proto::Reply2& reply) const;
 
@@ -129,6 +135,15 @@ class Link2 {
   uint64_t silence_until_ms_ = 0;    // greeting: for the first byte; 0: give_up_at_ms_
   uint64_t last_sent_ms_ = 0;
   uint64_t last_heard_ms_ = 0;
+
+  // Time, for people: of answers by the requests' type, since the server told of them.
+  struct Untold {
+    uint32_t count = 0;
+    uint64_t trip_ns = 0;
+  };
+  std::array<Untold, NETBLK2_NOP + 1> untold_{};
+  uint64_t batch_ns_ = 0;  // when the batch of now was put together; 0: nobody has asked
+  uint64_t heard_ns_ = 0;
 
   // Sending.
   coro::Event send_wanted_;

@@ -109,6 +109,7 @@ void NbdLink::start_batch() {
   batch_.clear();
   batch_at_ = 0;
   header_bytes_ = 0;
+  batch_ns_ = 0;
 }
 
 void NbdLink::add_frame(const proto::NbdInFlight& request) {
@@ -190,6 +191,7 @@ coro::Task<void> NbdLink::send_all() {
 coro::Task<void> NbdLink::serve(const proto::NbdExport& terms) {
   extended_ = terms.extended;
   gathered_bytes_ = sent_bytes_ = 0;
+  heard_ns_ = loop_.now_ns();
   replies_.begin({.structured = terms.structured,
                   .extended = terms.extended,
                   .allocation_id = terms.allocation_id.value_or(0)});
@@ -211,6 +213,7 @@ coro::Task<bool> NbdLink::receive_more(std::span<std::byte> into) {
                   : make_error(-got, "receiving failed: {}", errno_text(-got)));
     co_return false;
   }
+  heard_ns_ = loop_.now_ns();
   const auto direct = replies_.direct();
   if (!direct.empty() && into.data() == direct.data())
     replies_.took(static_cast<size_t>(got));

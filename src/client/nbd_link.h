@@ -58,6 +58,13 @@ class NbdLink final : private proto::NbdReplySink {
   coro::Event wake;  // of the session's coroutine for it
   NbdSlotList queue;  // to be sent
 
+  // By the loop's clock: when the batch of now was put together, and when bytes came last.
+  uint64_t batch_ns() {
+    if (batch_ns_ == 0) batch_ns_ = loop_.now_ns();
+    return batch_ns_;
+  }
+  uint64_t heard_ns() const { return heard_ns_; }
+
   // Until the alarm has no run left in the ready queue; before the link is destroyed.
   coro::Task<void> settle_alarm();
   // Sets `wake` then; while the link is not connected.
@@ -109,6 +116,8 @@ class NbdLink final : private proto::NbdReplySink {
   std::vector<iovec> batch_;
   size_t batch_at_ = 0;
   size_t header_bytes_ = 0;  // of the batch, in headers_
+  uint64_t batch_ns_ = 0;        // 0: nobody has asked
+  uint64_t heard_ns_ = 0;
   uint64_t gathered_bytes_ = 0;  // on this connection, ever
   uint64_t sent_bytes_ = 0;
   bool goodbye_wanted_ = false;

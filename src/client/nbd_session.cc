@@ -271,8 +271,7 @@ void NbdSession::submit(Request& request) {
   parts.begun() = 0;
   parts.in_flight() = 0;
   parts.queued() = 0;
-  const uint64_t now = loop_.now_ms();
-  parts.since_ms() = static_cast<uint32_t>(now);
+  parts.since_ns() = loop_.now_ns();
   request.error = 0;
   ++requests_;
   if (draining_ || giving_up_ || fatal_ || state() == State::kError) return finish(request, EIO);
@@ -281,7 +280,7 @@ void NbdSession::submit(Request& request) {
   push_waiting(request);
   if (!sweep_.armed()) {
     arm_sweep();
-    if (dead_since_ms_ == 0 && up_ == 0) dead_since_ms_ = now;
+    if (dead_since_ms_ == 0 && up_ == 0) dead_since_ms_ = parts.since_ms();
   }
   pump();
 }
@@ -428,6 +427,7 @@ void NbdSession::sending(NbdSlot& slot, uint32_t number, unsigned link) {
   slot.link = link;
   slot.wire.cookie = NbdSlots::cookie_of(number, ++slot.turn);
   slot.wire.begin();
+  slot.sent_ns = links_[link]->batch_ns();
   if (slot.wire.type == NBD_CMD_BLOCK_STATUS) slot.request->extents->clear();
   // What was acknowledged up to here is what this flush, when it succeeds, has made durable.
   if (slot.wire.type == NBD_CMD_FLUSH) slot.flush_mark = acknowledged_.load(std::memory_order_relaxed);
@@ -444,6 +444,8 @@ bool NbdSession::withdrawn(uint32_t number) {
 void NbdSession::answered(uint32_t number, int error) {
   NbdSlot& slot = slots_[number];
   links_[slot.link]->load -= slot.load();
+  times_.answered(slot.request->command, slot.sent_ns - Parts{*slot.request}.since_ns(),
+                  links_[slot.link]->heard_ns() - slot.sent_ns);
   if (error == 0) {
     const bool changes = slot.wire.type == NBD_CMD_WRITE || slot.wire.type == NBD_CMD_TRIM || slot.wire.type == NBD_CMD_WRITE_ZEROES;
     if (slot.wire.type == NBD_CMD_FLUSH) {
@@ -490,6 +492,7 @@ void NbdSession::finish(Request& request, int error) {
   if (error == ETIMEDOUT) timed_out_.fetch_add(1, std::memory_order_relaxed);
   if (--requests_ == 0) {
     dead_since_ms_ = 0;
+    times_.set_oldest_since(0);
     if (draining_) closing_wake_.set();
   }
   if (request.loop == &loop_) return std::move(request.held.completion).finish(error);
@@ -515,8 +518,16 @@ void NbdSession::end_all(int error) {
 
 // ---- deadlines
 
-uint32_t NbdSession::age_ms(Request& request, uint64_t now_ms) const {
-  return static_cast<uint32_t>(now_ms) - Parts{request}.since_ms();
+uint64_t NbdSession::age_ms(Request& request, uint64_t now_ms) const {
+  const uint64_t since_ms = Parts{request}.since_ms();
+  return now_ms > since_ms ? now_ms - since_ms : 0;
+}
+
+uint64_t NbdSession::oldest_since_ns() {
+  uint64_t oldest_ns = waiting_ == nullptr ? UINT64_MAX : Parts{*waiting_}.since_ns();
+  for (const auto& slot : slots_.all())
+    if (slot.request != nullptr) oldest_ns = std::min(oldest_ns, Parts{*slot.request}.since_ns());
+  return oldest_ns == UINT64_MAX ? 0 : oldest_ns;
 }
 
 void NbdSession::arm_sweep() {
@@ -531,6 +542,7 @@ void NbdSession::sweep() {
   const uint64_t now = loop_.now_ms();
   if (draining_ && now >= close_at_ms_) closing_wake_.set();
   if (options_.request_timeout_ms != 0) expire(now);
+  times_.set_oldest_since(oldest_since_ns());
   if (requests_ == 0 || up_ > 0)
     dead_since_ms_ = 0;
   else if (dead_since_ms_ == 0)
@@ -614,6 +626,7 @@ ClientStatus NbdSession::status() const {
   const uint64_t flushed = flushed_;
   const uint64_t acknowledged = acknowledged_;
   now.unflushed = acknowledged > flushed ? acknowledged - flushed : 0;
+  times_.show(now, loop_.now_ns());
   now.lost = lost();
   const std::lock_guard lock(mutex_);
   if (now.lost) now.lost_reason = lost_reason_;

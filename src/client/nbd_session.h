@@ -17,6 +17,7 @@
 #include "client/nbd.h"
 #include "client/nbd_link.h"
 #include "client/nbd_slots.h"
+#include "client/timekeeper.h"
 #include "coro/event.h"
 #include "coro/scope.h"
 #include "coro/task.h"
@@ -108,7 +109,8 @@ class NbdSession {
   void finish(block::Request& request, int error);
   void end_slot(uint32_t slot, int error);
   void end_all(int error);
-  uint32_t age_ms(block::Request& request, uint64_t now_ms) const;
+  uint64_t age_ms(block::Request& request, uint64_t now_ms) const;
+  uint64_t oldest_since_ns();
   void arm_sweep();
   void sweep();
   void expire(uint64_t now_ms);
@@ -161,6 +163,7 @@ class NbdSession {
   std::atomic<uint64_t> reconnects_{0}, replayed_{0}, timed_out_{0};
   // Changes without FUA that were acknowledged, ever; and how many of them a successful flush covers.
   std::atomic<uint64_t> acknowledged_{0}, flushed_{0};
+  Timekeeper times_;
   mutable std::mutex mutex_;  // a leaf: guards what follows
   NbdInfo info_;
   std::string last_error_;

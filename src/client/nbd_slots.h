@@ -25,6 +25,7 @@ struct NbdSlot {
   uint8_t faults = 0;  // connections that ended by a server's nonsense while they carried it
   unsigned link = 0;   // that carries it, or whose queue it is in
   uint32_t turn = 0;   // of this slot: no cookie comes twice
+  uint64_t sent_ns = 0;     // by the loop's clock
   uint64_t send_end = 0;    // its last byte in the count of what its link sends
   uint64_t flush_mark = 0;  // FLUSH: the changes acknowledged when it was sent
   block::Request* request = nullptr;

@@ -33,6 +33,7 @@ io::Loop& Netblk1Client::loop() { return worker_->loop(); }
 State Netblk1Client::state() const { return worker_->state(); }
 uint64_t Netblk1Client::reconnects() const { return worker_->reconnects(); }
 std::string Netblk1Client::last_error() const { return worker_->last_error(); }
+ClientStatus Netblk1Client::status() const { return worker_->status(); }
 
 void Netblk1Client::start(block::Request& request, block::Completion completion) {
   int error = 0;

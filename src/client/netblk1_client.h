@@ -59,6 +59,8 @@ class Netblk1Client final : public block::Device {
   uint64_t reconnects() const;
   // Why the last connection or try ended; empty at first.
   std::string last_error() const;
+  // What netblk/1 has of it: no losses, no times of the server's.
+  ClientStatus status() const;
 
  protected:
   void start(block::Request& request, block::Completion completion) override;

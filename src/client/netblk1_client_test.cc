@@ -268,6 +268,30 @@ TEST_P(ClientTest, RequestsOfItsOwnLoopEndThere) {
   EXPECT_EQ(local.ask.error, 0);
 }
 
+TEST_P(ClientTest, WhereTheTimeOfItsRequestsGoes) {
+  std::atomic<bool> go{false};
+  ScriptedServer server({after_probe(disk_, [&](Peer& peer) {
+    until([&] { return go.load(); });
+    serve(peer, disk_);
+  })});
+  auto client = open(server);
+  EXPECT_EQ(client->status().oldest_ms, 0u);
+  std::thread user([&] {
+    EXPECT_EQ(run_one(*client, Ask::read(0, 512)), 0);
+    EXPECT_EQ(run_one(*client, Ask::write(0, 4096, 7)), 0);
+  });
+  until([&] { return client->status().oldest_ms >= 300; });
+  go = true;
+  user.join();
+  const ClientStatus now = client->status();
+  EXPECT_EQ(now.oldest_ms, 0u);
+  EXPECT_EQ(now.state, State::kConnected);
+  EXPECT_EQ(now.reads.requests, 1u) << "the probe is nobody's request";
+  EXPECT_GE(now.reads.trip_ns, 250'000'000u);
+  EXPECT_EQ(now.writes.requests, 1u);
+  EXPECT_EQ(now.reads.told + now.writes.told, 0u);
+}
+
 INSTANTIATE_TEST_SUITE_P(Loops, ClientTest, ::testing::Values("uring", "epoll"),
                          [](const auto& instance) { return std::string(instance.param); });
 

@@ -24,6 +24,10 @@ struct Options2 {
   bool shared = false;     // writes beside other shared writers; otherwise it is the only one, or EBUSY
   bool takeover = false;   // at open() only: from whoever writes now
 
+  // How many changes an earlier process was told of that no flush has covered since: they count as this client's own, for
+  // what a new generation means.
+  uint64_t unflushed = 0;
+
   unsigned connections = 1;  // 1 to 16; the server may grant fewer
   uint32_t slots = 256;      // requests in flight, all connections together, 16 to 4096; the server may grant fewer
 
@@ -32,6 +36,7 @@ struct Options2 {
   bool lz4 = false, zstd = false;  // payloads; with both, LZ4 is what the client sends
   uint32_t heartbeat_ms = 5'000;   // 100 to 600'000; 0: none. A server silent for three periods is gone.
   bool resize = true;              // to hear of changes of the size
+  bool times = true;               // to hear how long requests take in the server and in its store
   // Without crc32c, or without compression, there shall be no session (EOPNOTSUPP).
   bool must_have_crc32c = false, must_have_compression = false;
 
@@ -68,7 +73,7 @@ struct Session2Info {
   uint32_t slots = 0;
   unsigned max_connections = 0;
   bool read_only = false, can_trim = false, rotational = false;
-  bool crc32c = false, lz4 = false, zstd = false, resize = false;
+  bool crc32c = false, lz4 = false, zstd = false, resize = false, times = false;
   uint32_t heartbeat_ms = 0;  // 0: off
 };
 

@@ -143,6 +143,32 @@ TEST_P(Netblk2SessionTest, ANewGenerationWithNothingUnflushedIsNoLoss) {
   EXPECT_EQ(run_one(*client, Ask::of(Command::kFlush)), 0);
 }
 
+TEST_P(Netblk2SessionTest, WhatAnEarlierProcessDidNotFlushIsLostWithTheGeneration) {
+  ScriptedServer2 server({after(world_, 1, moves_generation()), honest(world_)});
+  auto options = options2();
+  options.unflushed = 1;
+  auto client = open2(server, options);
+  EXPECT_EQ(client->status().unflushed, 1u);
+  EXPECT_FALSE(client->lost());
+  EXPECT_EQ(run_one(*client, Ask::read(0, 512)), 0);
+  EXPECT_EQ(run_one(*client, Ask::read(0, 512)), 0);
+  until([&] { return client->generation().counter == 2; });
+  EXPECT_TRUE(client->lost());
+  EXPECT_EQ(run_one(*client, Ask::of(Command::kFlush)), EIO);
+}
+
+TEST_P(Netblk2SessionTest, AFlushCoversWhatAnEarlierProcessWasToldOf) {
+  ScriptedServer2 server({after(world_, 1, moves_generation()), honest(world_)});
+  auto options = options2();
+  options.unflushed = 1;
+  auto client = open2(server, options);
+  EXPECT_EQ(run_one(*client, Ask::of(Command::kFlush)), 0);
+  EXPECT_EQ(client->status().unflushed, 0u);
+  until([&] { return client->generation().counter == 2; });
+  EXPECT_FALSE(client->lost());
+  EXPECT_EQ(run_one(*client, Ask::of(Command::kFlush)), 0);
+}
+
 TEST_P(Netblk2SessionTest, FuaAloneIsNoLoss) {
   ScriptedServer2 server({after(world_, 1, moves_generation()), honest(world_)});
   auto client = open2(server);
@@ -510,7 +536,7 @@ TEST_P(Netblk2SessionTest, ADeadlineFencesBeforeAnythingMoreIsSent) {
                             }
                           }});
   auto options = options2();
-  options.request_timeout_ms = 700;
+  options.request_timeout_ms = 2'000;
   auto client = open2(server, options);
   EXPECT_EQ(run_one(*client, Ask::write(0, 512, 1)), ETIMEDOUT);
   EXPECT_EQ(client->status().timed_out, 1u);
@@ -572,7 +598,7 @@ TEST_P(Netblk2SessionTest, ADeadlineOnOneConnectionStopsTheOthersUntilTheFence) 
     for (const auto& ask : many) error = ask->error != 0 ? ask->error : error;
   }
   EXPECT_EQ(error, ETIMEDOUT);
-  EXPECT_EQ(run_one(*client, Ask::write(0, 512, 2)), 0);
+  until([&] { return run_one(*client, Ask::write(0, 512, 2)) == 0; });
   EXPECT_TRUE(fenced);
   EXPECT_EQ(early, 0);
 }
@@ -627,7 +653,7 @@ TEST_P(Netblk2SessionTest, ADeadlineOnAConnectionThatWasWelcomedAgainNeedsNoOthe
 TEST_P(Netblk2SessionTest, ADeadlineWhileNoServerIsThere) {
   ScriptedServer2 server({after(world_, 1, hang_up), honest(world_)});
   auto options = options2();
-  options.request_timeout_ms = 700;
+  options.request_timeout_ms = 2'000;
   auto client = open2(server, options);
   server.plain().refusing = true;
   EXPECT_EQ(run_one(*client, Ask::read(0, 512)), 0);
@@ -648,7 +674,8 @@ TEST_P(Netblk2SessionTest, ALongRequestEndsOnceByItsDeadline) {
   options.request_timeout_ms = 700;
   auto client = open2(server, options);
   EXPECT_EQ(run_one(*client, Ask::write(0, world_.bytes.size(), 1)), ETIMEDOUT);
-  EXPECT_EQ(run_one(*client, Ask::write(0, world_.bytes.size(), 2)), 0);
+  // A machine that stands still may need more than one.
+  until([&] { return run_one(*client, Ask::write(0, world_.bytes.size(), 2)) == 0; });
   EXPECT_TRUE(world_.all(0, world_.bytes.size(), 2));
 }
 

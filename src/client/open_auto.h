@@ -22,8 +22,9 @@ struct OpenedAuto {
 };
 
 // Says hello; a server that closes, answers 0x01 or is silent for a second is asked as netblk/1 on a new connection,
-// by `connect`. What was opened as netblk/2 stays that for its life. EINVAL: it is netblk/1, and
-// netblk1.size_bytes is 0: netblk/1 does not tell the size. Any other failure of netblk/2 is the answer.
+// by `connect`. What was opened as netblk/2 stays that for its life. Silence counts only where netblk/1 would do: without
+// netblk2.export_name, and with netblk1.size_bytes. EINVAL: it is netblk/1, and there is no size. ECONNRESET: it does not
+// speak netblk/2, and an export is named. Any other failure of netblk/2 is the answer.
 Result<OpenedAuto> open_auto(io::Backend& backend, const io::Clock& clock, std::unique_ptr<io::Dialer> dialer,
                              const Options2& netblk2, Connect connect, const Options& netblk1);
 

@@ -18,6 +18,7 @@ struct Part {
   block::Request* request;
   uint64_t offset;
   uint32_t length;  // 0: a flush, which has no bytes on the wire
+  uint64_t sent_ns = 0;  // by the loop's clock; 0: not yet
 };
 
 // Zeroes are sent from one small block, so many times over; the limit keeps one part within one gathered send.
@@ -26,11 +27,11 @@ inline constexpr uint32_t kMaxZeroesBytes = 4u << 20;
 static_assert(kMaxZeroesBytes / kZeroBlockBytes < limits::kKernelMaxIov / 2);
 
 inline Part part_at(block::Request& request, uint64_t done_bytes) {
-  if (request.command == block::Command::kFlush) return {&request, 0, 0};
+  if (request.command == block::Command::kFlush) return {.request = &request, .offset = 0, .length = 0};
   const uint64_t most =
       request.command == block::Command::kWriteZeroes ? kMaxZeroesBytes : limits::kMaxRequestBytes;
   const uint64_t left = request.length - done_bytes;
-  return {&request, request.offset + done_bytes, static_cast<uint32_t>(left < most ? left : most)};
+  return {.request = &request, .offset = request.offset + done_bytes, .length = static_cast<uint32_t>(left < most ? left : most)};
 }
 
 // Of the loop's thread. Invariant: 0 <= whole() <= given() <= size(); the first whole() parts have been sent whole on
@@ -52,8 +53,9 @@ class Pending {
     if (whole_ > 0) --whole_;
   }
   void drop_next_to_give() { parts_.erase(parts_.begin() + static_cast<std::ptrdiff_t>(given_)); }
-  void note_given() {
+  void note_given(uint64_t now_ns) {
     NETBLK_CHECK(given_ < parts_.size(), "a part is sent that is not there");
+    parts_[given_].sent_ns = now_ns;
     ++given_;
   }
   void note_whole() {

@@ -52,6 +52,7 @@ class Peer2 : public Peer {
     framing.crc = proto::find_feature(welcome.features, NETBLK2_FEATURE_CRC32C) != nullptr;
     framing.lz4 = proto::find_feature(welcome.features, NETBLK2_FEATURE_LZ4) != nullptr;
     framing.zstd = proto::find_feature(welcome.features, NETBLK2_FEATURE_ZSTD) != nullptr;
+    framing.times = proto::find_feature(welcome.features, NETBLK2_FEATURE_TIMES) != nullptr;
     framing.max_payload_bytes = welcome.max_payload_bytes;
     const auto bytes = proto::encode_welcome(welcome);
     return send(bytes.data(), bytes.size());

@@ -21,6 +21,7 @@ Session2::Session2(io::Loop& loop, io::Dialer& dialer, const Options2& options, 
       offered_(offered_features(options)),
       unassigned_(slots_.all()),
       sweep_(*this) {
+  acknowledged_ = options.unflushed;
   NETBLK_CHECK(options.connections >= 1 && options.connections <= NETBLK2_MAX_CONNECTIONS, "a session of no connection");
   NETBLK_CHECK(!options.client_id.is_zero(), "a client without an id");
   cookie_ = random_();
@@ -234,8 +235,7 @@ void Session2::submit(Request& request) {
   parts.begun() = 0;
   parts.in_flight() = 0;
   parts.queued() = 0;
-  const uint64_t now = loop_.now_ms();
-  parts.since_ms() = static_cast<uint32_t>(now);
+  parts.since_ns() = loop_.now_ns();
   request.error = 0;
   ++requests_;
   if (draining_ || giving_up_ || state() == State::kError) return finish(request, EIO);
@@ -250,7 +250,7 @@ void Session2::submit(Request& request) {
   last_waiting_ = &request;
   if (!sweep_.armed()) {
     arm_sweep();
-    if (dead_since_ms_ == 0 && !usable()) dead_since_ms_ = now;
+    if (dead_since_ms_ == 0 && !usable()) dead_since_ms_ = parts.since_ms();
   }
   pump();
 }
@@ -412,6 +412,7 @@ void Session2::finish(Request& request, int error) {
   if (error == ETIMEDOUT) timed_out_.fetch_add(1, std::memory_order_relaxed);
   if (--requests_ == 0) {
     dead_since_ms_ = 0;
+    times_.set_oldest_since(0);
     if (draining_) closing_wake_.set();
   }
   if (request.loop == &loop_) return std::move(request.held.completion).finish(error);
@@ -458,8 +459,16 @@ void Session2::end_waiting(int error) {
 
 // ---- deadlines
 
-uint32_t Session2::age_ms(Request& request, uint64_t now_ms) const {
-  return static_cast<uint32_t>(now_ms) - Parts{request}.since_ms();
+uint64_t Session2::age_ms(Request& request, uint64_t now_ms) const {
+  const uint64_t since_ms = Parts{request}.since_ms();
+  return now_ms > since_ms ? now_ms - since_ms : 0;
+}
+
+uint64_t Session2::oldest_since_ns() {
+  uint64_t oldest_ns = waiting_ == nullptr ? UINT64_MAX : Parts{*waiting_}.since_ns();
+  for (const auto& slot : slots_.all())
+    if (slot.request != nullptr) oldest_ns = std::min(oldest_ns, Parts{*slot.request}.since_ns());
+  return oldest_ns == UINT64_MAX ? 0 : oldest_ns;
 }
 
 void Session2::arm_sweep() {
@@ -474,6 +483,7 @@ void Session2::sweep() {
   const uint64_t now = loop_.now_ms();
   if (draining_ && now >= close_at_ms_) closing_wake_.set();
   if (options_.request_timeout_ms != 0) expire(now);
+  times_.set_oldest_since(oldest_since_ns());
   if (requests_ == 0 || usable())
     dead_since_ms_ = 0;
   else if (dead_since_ms_ == 0)
@@ -577,6 +587,7 @@ Status2 Session2::status() const {
   const uint64_t flushed = flushed_;
   const uint64_t acknowledged = acknowledged_;
   now.unflushed = acknowledged > flushed ? acknowledged - flushed : 0;
+  times_.show(now, loop_.now_ns());
   now.lost = lost();
   const std::lock_guard lock(mutex_);
   if (now.lost) now.lost_reason = lost_reason_;

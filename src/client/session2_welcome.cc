@@ -22,6 +22,7 @@ std::vector<proto::Feature2> offered_features(const Options2& options) {
         NETBLK2_FEATURE_HEARTBEAT,
         std::clamp<uint32_t>(options.heartbeat_ms, NETBLK2_MIN_HEARTBEAT_MS, NETBLK2_MAX_HEARTBEAT_MS)));
   if (options.resize) features.push_back(proto::make_feature(NETBLK2_FEATURE_RESIZE));
+  if (options.times) features.push_back(proto::make_feature(NETBLK2_FEATURE_TIMES));
   return features;
 }
 
@@ -70,6 +71,7 @@ Terms2 terms_of(const proto::Welcome2& welcome) {
   terms.framing.crc = has(NETBLK2_FEATURE_CRC32C);
   terms.framing.lz4 = has(NETBLK2_FEATURE_LZ4);
   terms.framing.zstd = has(NETBLK2_FEATURE_ZSTD);
+  terms.framing.times = has(NETBLK2_FEATURE_TIMES);
   terms.framing.max_payload_bytes = welcome.max_payload_bytes;
   if (terms.framing.zstd) terms.pack_flag = NETBLK2_ZSTD;
   if (terms.framing.lz4) terms.pack_flag = NETBLK2_LZ4;
@@ -97,6 +99,7 @@ Session2Info info_of(const proto::Welcome2& welcome) {
   info.lz4 = terms.framing.lz4;
   info.zstd = terms.framing.zstd;
   info.resize = terms.resize;
+  info.times = terms.framing.times;
   info.heartbeat_ms = terms.heartbeat_ms;
   return info;
 }
@@ -135,7 +138,7 @@ Error Session2::refused(const proto::Welcome2& welcome) {
   Error error = refusal(welcome);
   if (known_ && error.code == ESTALE) {
     // Final: what this client knows of the disk may be old by now, and its user must decide.
-    error.message = fmt::format("fenced: the session is over, another client took the disk over ({})", error.message);
+    error.message = fmt::format("fenced: the session is over ({})", error.message);
     fatal_ = true;
     give_up(error.message);
   }

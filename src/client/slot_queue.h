@@ -46,8 +46,9 @@ struct Parts {
   // Bytes that have slots or are done; for a FLUSH 1 when it has one.
   uint64_t& begun() const { return request.held.progress; }
   int32_t& in_flight() const { return request.held.op.result; }
-  // The loop's milliseconds at submit(), modulo 2^32.
-  uint32_t& since_ms() const { return request.held.op.backend_flags; }
+  // The loop's clock at submit().
+  uint64_t& since_ns() const { return request.held.since_ns; }
+  uint64_t since_ms() const { return since_ns() / 1'000'000; }
   // In the queue for slots.
   uint8_t& queued() const { return request.held.phase; }
   uint64_t whole() const { return request.command == block::Command::kFlush ? 1 : request.length; }

@@ -36,6 +36,7 @@ struct Slot2 {
   uint32_t packed_bytes = 0;  // of `packed`; 0: sent plain
   uint64_t offset = 0;
   uint64_t cookie = 0;
+  uint64_t sent_ns = 0;     // by the loop's clock
   uint64_t send_end = 0;    // its last byte in the count of what its link sends
   uint64_t flush_mark = 0;  // FLUSH: the changes acknowledged when it was first sent
   // Null: a NOP that settles the slot of a request that was given up.

@@ -53,8 +53,16 @@ void Netblk1Client::Worker::arrived(Request& request) {
   if (request.is_abandoned()) return end_request(request, ECANCELED);
   if (!proven_) return end_request(request, EIO);
   if (request.command == Command::kFlush && pending_.empty()) return end_request(request, 0);
+  request.held.since_ns = loop_->now_ns();
   pending_.append(part_at(request, 0));
+  note_oldest();
   if (connection_ != nullptr) connection_->appended();
+}
+
+// Requests are answered in their order: it is the first, but for the parts of a long one, which end up behind others.
+void Netblk1Client::Worker::note_oldest() {
+  const bool user_waits = !pending_.empty() && pending_.front().request != &probe_;
+  times_.set_oldest_since(user_waits ? pending_.front().request->held.since_ns : 0);
 }
 
 void Netblk1Client::Worker::end_request(Request& request, int error) {
@@ -65,10 +73,13 @@ void Netblk1Client::Worker::end_request(Request& request, int error) {
 
 void Netblk1Client::Worker::withdrawn(Request& request) { end_request(request, ECANCELED); }
 
-void Netblk1Client::Worker::answered(int error) {
+void Netblk1Client::Worker::answered(int error, uint64_t now_ns) {
   const Part part = pending_.front();
   pending_.pop_front();
+  note_oldest();
   Request& request = *part.request;
+  if (part.length > 0 && &request != &probe_)
+    times_.answered(request.command, part.sent_ns - request.held.since_ns, now_ns - part.sent_ns);
   if (&request == &probe_) {
     if (error != 0) {
       connection_->fail(fmt::format("the server refuses to read the last sector of {} bytes: is the export smaller?",
@@ -107,6 +118,7 @@ void Netblk1Client::Worker::end_pending(int error) {
     pending_.pop_front();
     if (&request != &probe_) end_request(request, error);
   }
+  note_oldest();
 }
 
 void Netblk1Client::Worker::lost(const std::string& reason, uint64_t since_ms) {
@@ -137,7 +149,7 @@ coro::Task<void> Netblk1Client::Worker::main() {
 }
 
 coro::Task<void> Netblk1Client::Worker::serve(io::UniqueFd fd) {
-  if (!proven_) pending_.append({&probe_, probe_.offset, limits::kSectorBytes});
+  if (!proven_) pending_.append({.request = &probe_, .offset = probe_.offset, .length = limits::kSectorBytes});
   if (proven_ && pending_.empty()) dead_since_ms_ = 0;  // nobody waits: the clock starts with the next request
   if (connected_before_) reconnects_.fetch_add(1, std::memory_order_relaxed);
   connected_before_ = true;
@@ -205,6 +217,16 @@ void Netblk1Client::Worker::report(Status status) {
   if (outcome_.has_value()) return;
   outcome_.emplace(std::move(status));
   first_outcome_.notify_all();
+}
+
+ClientStatus Netblk1Client::Worker::status() const {
+  ClientStatus now;
+  now.state = state();
+  now.connections = now.state == State::kConnected ? 1 : 0;
+  now.reconnects = reconnects();
+  now.last_error = last_error();
+  times_.show(now, loop_->now_ns());
+  return now;
 }
 
 std::string Netblk1Client::Worker::last_error() const {

@@ -14,6 +14,7 @@
 #include "client/connection.h"
 #include "client/netblk1_client.h"
 #include "client/pending.h"
+#include "client/timekeeper.h"
 
 namespace netblk::client {
 
@@ -30,6 +31,7 @@ class Netblk1Client::Worker final : private ConnectionOwner {
   State state() const { return state_.load(std::memory_order_relaxed); }
   uint64_t reconnects() const { return reconnects_.load(std::memory_order_relaxed); }
   std::string last_error() const;
+  ClientStatus status() const;
 
  private:
   template <void (Worker::*kMethod)()>
@@ -50,9 +52,10 @@ class Netblk1Client::Worker final : private ConnectionOwner {
   void dialed();
   void stop();
   void arrived(block::Request& request);
-  void answered(int error) override;
+  void answered(int error, uint64_t now_ns) override;
   void withdrawn(block::Request& request) override;
   void end_request(block::Request& request, int error);
+  void note_oldest();
   void lost(const std::string& reason, uint64_t since_ms);
   uint64_t give_up_at_ms() const { return dead_since_ms_ == 0 ? 0 : dead_since_ms_ + dead_time_ms_; }
   void give_up_when_due();
@@ -90,6 +93,7 @@ class Netblk1Client::Worker final : private ConnectionOwner {
 
   std::atomic<State> state_{State::kConnecting};
   std::atomic<uint64_t> reconnects_{0};
+  Timekeeper times_;
   mutable std::mutex mutex_;  // a leaf: guards what follows
   std::condition_variable first_outcome_;
   std::optional<Status> outcome_;

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -31,6 +32,14 @@ coro::Task<void> start_and_wait(Start start, File& file, Loop& loop, std::span<s
   result = value;
 }
 
+coro::Task<void> move_and_wait(File& file, Loop& loop, std::span<const iovec> parts, uint64_t offset, bool out,
+                               int32_t& result) {
+  const int32_t value = co_await await([&](Op& op) {
+    return out ? file.write_vector(loop, op, parts, offset) : file.read_vector(loop, op, parts, offset);
+  });
+  result = value;
+}
+
 class FileTest : public BackendTest {
  public:
   int32_t call(Start start, File& file, std::span<std::byte> bytes, uint64_t offset) {
@@ -47,6 +56,19 @@ class FileTest : public BackendTest {
     return call(
         [](File& f, Loop& l, Op& op, std::span<std::byte> bytes, uint64_t at) { return f.write(l, op, bytes, at); },
         file, from, offset);
+  }
+  int32_t move(File& file, std::span<const iovec> parts, uint64_t offset, bool out) {
+    int32_t result = -9999;
+    run(move_and_wait(file, loop(), parts, offset, out, result));
+    return result;
+  }
+  int32_t allocate(File& file, uint64_t offset, size_t length) {
+    // Only the length of the span is used.
+    return call(
+        [](File& f, Loop& l, Op& op, std::span<std::byte> bytes, uint64_t at) {
+          return f.allocate(l, op, at, bytes.size());
+        },
+        file, {static_cast<std::byte*>(nullptr), length}, offset);
   }
   int32_t datasync(File& file) {
     return call([](File& f, Loop& l, Op& op, std::span<std::byte>, uint64_t) { return f.datasync(l, op); }, file, {},
@@ -114,6 +136,78 @@ TEST_P(FileTest, ReadsAtAndBeyondTheEndAreShort) {
     EXPECT_EQ(read(*file, into, 1000), 0);
     EXPECT_EQ(read(*file, into, uint64_t{1} << 40), 0);
   }
+}
+
+TEST_P(FileTest, PartsAreMovedInOrder) {
+  for (const bool waits : {false, true}) {
+    const auto file = make(waits);
+    // One below what is written at once, and one above.
+    for (const size_t length : {size_t{5000}, 2 * kInlineWriteBytes}) {
+      ASSERT_EQ(::truncate(path().c_str(), 0), 0);
+      Bytes first(length, std::byte{1}), second(3, std::byte{2}), third(length, std::byte{3});
+      const std::array<iovec, 3> from{iovec{first.data(), length}, iovec{second.data(), 3}, iovec{third.data(), length}};
+      EXPECT_EQ(move(*file, from, 7, true), static_cast<int32_t>(2 * length + 3));
+      Bytes whole(2 * length + 3), expected = first;
+      expected.insert(expected.end(), second.begin(), second.end());
+      expected.insert(expected.end(), third.begin(), third.end());
+      EXPECT_EQ(read(*file, whole, 7), static_cast<int32_t>(whole.size()));
+      EXPECT_EQ(whole, expected);
+      Bytes a(length + 1), b(length + 5);
+      const std::array<iovec, 2> into{iovec{a.data(), a.size()}, iovec{b.data(), b.size()}};
+      EXPECT_EQ(move(*file, into, 7, false), static_cast<int32_t>(2 * length + 3)) << "short at the end of the file";
+      a.insert(a.end(), b.begin(), b.end());
+      a.resize(expected.size());
+      EXPECT_EQ(a, expected);
+    }
+  }
+}
+
+TEST_P(FileTest, PartsHaveErrors) {
+  for (const bool waits : {false, true}) {
+    Bytes data(4096, std::byte{1});
+    const std::array<iovec, 2> parts{iovec{data.data(), 10}, iovec{data.data(), 20}};
+    EXPECT_EQ(move(*open(path().c_str(), O_RDONLY, waits), parts, 0, true), -EBADF);
+    EXPECT_EQ(move(*open(path().c_str(), O_WRONLY, waits), parts, 0, false), -EBADF);
+    EXPECT_EQ(move(*open("/dev/full", O_RDWR, waits), parts, 0, true), -ENOSPC);
+  }
+}
+
+// A storage that knows no parts moves the first: a short move.
+TEST_P(FileTest, WithoutPartsTheFirstIsMoved) {
+  class Plain final : public File {
+   public:
+    explicit Plain(std::unique_ptr<File> below) : below_(std::move(below)) {}
+    bool read(Loop& l, Op& op, std::span<std::byte> into, uint64_t at) override { return below_->read(l, op, into, at); }
+    bool write(Loop& l, Op& op, std::span<const std::byte> from, uint64_t at) override {
+      return below_->write(l, op, from, at);
+    }
+    bool datasync(Loop& l, Op& op) override { return below_->datasync(l, op); }
+    bool punch_hole(Loop& l, Op& op, uint64_t at, uint64_t length) override { return below_->punch_hole(l, op, at, length); }
+
+   private:
+    std::unique_ptr<File> below_;
+  } file(make(false));
+  Bytes data(30, std::byte{1});
+  const std::array<iovec, 2> parts{iovec{data.data(), 10}, iovec{data.data(), 20}};
+  EXPECT_EQ(move(file, parts, 0, true), 10);
+  EXPECT_EQ(move(file, parts, 5, false), 5);
+  EXPECT_EQ(allocate(file, 0, 100), -EOPNOTSUPP);
+}
+
+TEST_P(FileTest, AllocatedSpaceIsThereAndNothingElseChanges) {
+  const auto file = make(false);
+  Bytes data(4096, std::byte{7});
+  EXPECT_EQ(write(*file, data, 0), 4096);
+  const int32_t result = allocate(*file, 0, 1 << 20);
+  if (result == -EOPNOTSUPP) GTEST_SKIP() << "no space can be had beforehand in " << path();
+  EXPECT_EQ(result, 0);
+  struct stat after {};
+  ASSERT_EQ(::stat(path().c_str(), &after), 0);
+  EXPECT_EQ(after.st_size, 4096);
+  EXPECT_GE(after.st_blocks, (1 << 20) / 512);
+  Bytes into(4096);
+  EXPECT_EQ(read(*file, into, 0), 4096);
+  EXPECT_EQ(into, data);
 }
 
 TEST_P(FileTest, DatasyncWorks) {

@@ -28,6 +28,7 @@ uint64_t steady_now_ns() {
 }  // namespace
 
 uint64_t SteadyClock::now_ms() const { return steady_now_ns() / 1'000'000; }
+uint64_t SteadyClock::now_ns() const { return steady_now_ns(); }
 
 Loop::Loop(const Clock& clock) : clock_(clock), pacing_(&steady_now_ns) {}
 

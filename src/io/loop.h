@@ -61,6 +61,7 @@ class Loop : public coro::Mailbox {
 
   const Clock& clock() const { return clock_; }
   uint64_t now_ms() const { return clock_.now_ms(); }
+  uint64_t now_ns() const { return clock_.now_ns(); }
 
   // Before the loop waits for the kernel it looks again and again for so long, if the last look brought something: what
   // comes meanwhile costs no wake-up. 0, as it begins: never. Before run(), or on the loop's thread.

@@ -72,9 +72,14 @@ bool is_in_memory(int fd) {
 
 int32_t read_now(int fd, std::span<std::byte> into, uint64_t offset, bool in_memory) {
   const iovec part{into.data(), into.size()};
-  const ssize_t got = ::preadv2(fd, &part, 1, static_cast<off_t>(offset), in_memory ? 0 : RWF_NOWAIT);
+  return read_vector_now(fd, {&part, 1}, offset, in_memory);
+}
+
+int32_t read_vector_now(int fd, std::span<const iovec> into, uint64_t offset, bool in_memory) {
+  const ssize_t got = ::preadv2(fd, into.data(), static_cast<int>(into.size()), static_cast<off_t>(offset),
+                                in_memory ? 0 : RWF_NOWAIT);
   if (got >= 0) return static_cast<int32_t>(got);
-  if (errno == EOPNOTSUPP && !in_memory && is_in_memory(fd)) return read_now(fd, into, offset, true);
+  if (errno == EOPNOTSUPP && !in_memory && is_in_memory(fd)) return read_vector_now(fd, into, offset, true);
   return errno == EOPNOTSUPP || errno == ENOSYS || errno == EINTR ? -EAGAIN : -errno;
 }
 
@@ -86,7 +91,22 @@ int32_t write_now(int fd, std::span<const std::byte> from, uint64_t offset) {
   }
 }
 
+int32_t write_vector_now(int fd, std::span<const iovec> from, uint64_t offset) {
+  for (;;) {
+    const ssize_t put = ::pwritev(fd, from.data(), static_cast<int>(from.size()), static_cast<off_t>(offset));
+    if (put >= 0) return static_cast<int32_t>(put);
+    if (errno != EINTR) return -errno;
+  }
+}
+
+size_t total_bytes(std::span<const iovec> parts) {
+  size_t sum = 0;
+  for (const iovec& part : parts) sum += part.iov_len;
+  return sum;
+}
+
 static_assert(kPunchHoleMode == (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE));
+static_assert(kAllocateMode == FALLOC_FL_KEEP_SIZE);
 static_assert(kZeroRangeMode == (FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE));
 
 int32_t fallocate_now(int fd, int mode, uint64_t offset, uint64_t length) {

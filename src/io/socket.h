@@ -35,6 +35,7 @@ msghdr gathered(std::span<const iovec> parts);
 // A read that does not wait for storage (RWF_NOWAIT): bytes, or a negative errno value; -EAGAIN when it would wait or
 // the file system cannot tell.
 int32_t read_now(int fd, std::span<std::byte> into, uint64_t offset, bool in_memory = false);
+int32_t read_vector_now(int fd, std::span<const iovec> into, uint64_t offset, bool in_memory = false);
 // Of a file system that lies in memory (tmpfs): it knows no reading without waiting, and does not wait.
 bool is_in_memory(int fd);
 
@@ -45,10 +46,13 @@ inline constexpr size_t kInlineWriteBytes = 1u << 20;
 
 // A plain positioned write on the calling thread.
 int32_t write_now(int fd, std::span<const std::byte> from, uint64_t offset);
+int32_t write_vector_now(int fd, std::span<const iovec> from, uint64_t offset);
+size_t total_bytes(std::span<const iovec> parts);
 
-// Modes of fallocate(2) that File::punch_hole() and zero_range() stand for.
+// Modes of fallocate(2) that File::punch_hole(), zero_range() and allocate() stand for.
 inline constexpr int kPunchHoleMode = 0x02 | 0x01;  // FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 inline constexpr int kZeroRangeMode = 0x10 | 0x01;  // FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE
+inline constexpr int kAllocateMode = 0x01;          // FALLOC_FL_KEEP_SIZE
 
 // fallocate: 0, or -EOPNOTSUPP where the storage cannot, or another negative errno value.
 int32_t fallocate_now(int fd, int mode, uint64_t offset, uint64_t length);

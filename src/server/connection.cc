@@ -13,7 +13,8 @@ Connection::Connection(SessionContext& context, const ExportTable& exports, Prot
     : exports_(exports), protocol_(protocol), peer_(peer), link_(context, std::move(stream), name) {}
 
 void Connection::sweep(uint64_t now_ms) {
-  if (session1_ != nullptr && first_->closed()) link_.drain("the export was removed or changed");
+  // Also of one that has said nothing yet: its place keeps the export open.
+  if (first_ != nullptr && first_->closed()) link_.drain(first_->why_closed());
   if (session2_ != nullptr) session2_->sweep(now_ms);
   if (nbd_ != nullptr) nbd_->sweep();
   link_.sweep(now_ms);
@@ -44,7 +45,7 @@ coro::Task<void> Connection::speak_netblk() {
   } else if (refusal = first->enter(peer_); refusal.empty()) {
     first_ = std::move(first);
   }
-  if (!refusal.empty() && exports_.all().size() <= 1) {
+  if (!refusal.empty() && exports_.all().size() <= 1 && !exports_.is_away({})) {
     refused_ = true;
     link_.give_up(refusal, false);
     co_return;

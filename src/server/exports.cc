@@ -20,8 +20,34 @@ bool Export::allows(const io::Address& peer) const {
   return lets_in(config_, peer);
 }
 
+void Export::close(std::string why) {
+  const std::lock_guard lock(mutex_);
+  why_closed_ = std::move(why);
+  closed_.store(true, std::memory_order_release);
+}
+
+uint32_t Export::close_unless_used(const std::string& why) {
+  const std::lock_guard lock(mutex_);
+  const uint32_t used = connections_.load(std::memory_order_relaxed);
+  if (used != 0) return used;
+  why_closed_ = why;
+  closed_.store(true, std::memory_order_release);
+  return 0;
+}
+
+void Export::open_again() {
+  const std::lock_guard lock(mutex_);
+  closed_.store(false, std::memory_order_release);
+}
+
+std::string Export::why_closed() const {
+  const std::lock_guard lock(mutex_);
+  return why_closed_;
+}
+
 std::string Export::enter(const io::Address& peer) {
   const std::lock_guard lock(mutex_);
+  if (closed()) return why_closed_;
   if (!lets_in(config_, peer)) return "the address is not in allow=";
   // The count and the limit are looked at under one lock: two that arrive together do not both take the last place.
   if (config_.max_connections != 0 && connections_.load(std::memory_order_relaxed) >= config_.max_connections)
@@ -61,9 +87,16 @@ std::vector<std::shared_ptr<Export>> ExportTable::all() const {
   return exports_;
 }
 
-void ExportTable::replace(std::vector<std::shared_ptr<Export>> exports) {
+void ExportTable::replace(std::vector<std::shared_ptr<Export>> exports, std::vector<std::string> away) {
   const std::lock_guard lock(mutex_);
   exports_ = std::move(exports);
+  away_ = std::move(away);
+}
+
+bool ExportTable::is_away(const std::string& name) const {
+  const std::lock_guard lock(mutex_);
+  if (name.empty()) return !away_.empty() && !exports_.empty() && exports_.front() == nullptr;
+  return std::find(away_.begin(), away_.end(), name) != away_.end();
 }
 
 }  // namespace netblk::server

@@ -35,12 +35,18 @@ class Export {
   bool sends_files() const { return sends_files_.load(std::memory_order_relaxed); }
   void stop_sending_files() { sends_files_.store(false, std::memory_order_relaxed); }
 
-  // Set when the export is removed or replaced: its sessions end.
-  void close() { closed_.store(true, std::memory_order_release); }
+  // It is removed or replaced: its sessions end, and nobody enters. why: for their log.
+  void close(std::string why = "the export was removed or changed");
+  // The same unless there are connections, and how many there are.
+  uint32_t close_unless_used(const std::string& why);
+  // Of one that was closed, and that no session has seen closed.
+  void open_again();
   bool closed() const { return closed_.load(std::memory_order_acquire); }
+  std::string why_closed() const;
 
   // Admission. Why `peer` is refused, in words for the log, or an empty text and a place that leave() gives back.
   std::string enter(const io::Address& peer);
+  uint32_t connections() const { return connections_.load(std::memory_order_relaxed); }
   // For people; may be empty.
   std::string description() const;
   // Whether `peer` is shown that the export is there.
@@ -52,8 +58,9 @@ class Export {
   void change_rules(const ExportConfig& config);
 
  private:
-  mutable std::mutex mutex_;  // of the rules in config_; a leaf
+  mutable std::mutex mutex_;  // of the rules in config_, of who enters, and of why it is closed; a leaf
   ExportConfig config_;
+  std::string why_closed_;
   std::shared_ptr<block::Device> device_;
   SessionTable sessions_;
   std::atomic<uint32_t> connections_{0};
@@ -69,12 +76,15 @@ class ExportTable {
   // By name; an empty name means the first. Null: there is none.
   std::shared_ptr<Export> find(const std::string& name) const;
   std::vector<std::shared_ptr<Export>> all() const;
-  // An empty pointer keeps a place.
-  void replace(std::vector<std::shared_ptr<Export>> exports);
+  // An empty pointer keeps a place. away: names of exports that are about to come back.
+  void replace(std::vector<std::shared_ptr<Export>> exports, std::vector<std::string> away = {});
+  // There is none of that name, but there will be one in a moment.
+  bool is_away(const std::string& name) const;
 
  private:
   mutable std::mutex mutex_;
   std::vector<std::shared_ptr<Export>> exports_;
+  std::vector<std::string> away_;
 };
 
 }  // namespace netblk::server

@@ -330,17 +330,18 @@ std::span<iovec> Link::send_now(std::span<iovec> parts, bool more) {
 coro::Task<bool> Link::send(std::span<iovec> parts, bool more) {
   if (more) parts = send_now(parts, true);
   while (!parts.empty() && !gone()) {
-    // Only a send that does not end at once needs a deadline; each byte that the client takes renews it.
-    send_deadline_ms_ = 0;
+    // Only a send that does not end at once needs a deadline; each byte that the client takes renews it, and nothing else.
     const int32_t count = co_await io::await([&](io::Op& op) {
       if (stream_->send(op, parts)) return true;
       const uint64_t now_ms = context_.loop.now_ms();
-      send_deadline_ms_ = now_ms + (draining_ ? limits::kDrainStallTimeoutMs : context_.send_timeout_ms);
+      if (send_deadline_ms_ == 0)
+        send_deadline_ms_ = now_ms + (draining_ ? limits::kDrainStallTimeoutMs : context_.send_timeout_ms);
       if (taking_.since_ms == 0) taking_ = {now_ms, 0};
       return false;
     });
     // A ring whose send waits in a thread of the kernel's gives it up when the process is stopped or frozen.
     if (count == -EINTR) continue;
+    send_deadline_ms_ = 0;
     if (count < 0) {
       abort(fmt::format("send failed: {}", errno_text(-count)));
       break;

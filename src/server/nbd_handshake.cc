@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "server/nbd_handshake.h"
 
+#include <algorithm>
 #include <array>
+#include <initializer_list>
 #include <utility>
 
 #include "base/endian.h"
@@ -17,6 +19,8 @@ constexpr uint32_t kLoggedFailures = 10;
 constexpr size_t kListPiece = 8u << 10;
 
 constexpr std::string_view kBaseNamespace = "base:";
+constexpr std::string_view kNetblkNamespace = "netblk:";
+constexpr std::string_view kQemuNamespace = "qemu:";
 
 // Names that are said back; "SHOULD be no longer than 256 bytes". A reply that is cut could end within a character.
 constexpr size_t kSaidName = 256;
@@ -121,10 +125,14 @@ coro::Task<NbdHandshake::Next> NbdHandshake::option() {
     const std::span<const std::byte> data(link_.consume(header.length), header.length);
     if (header.type == NBD_OPT_LIST && data.empty()) {
       co_await list();
+    } else if (header.type == NBD_OPT_LIST_META_CONTEXT) {
+      co_await list_contexts(data);
     } else {
       next = answer(header.type, data);
     }
   }
+  // Whoever has been told that it is served is not sent away for another.
+  if (next == Next::kServe) link_.opened();
   const bool sent = co_await reply();
   if (sent) co_return next;
   if (served_ != nullptr) std::exchange(served_, nullptr)->leave();
@@ -136,8 +144,7 @@ NbdHandshake::Next NbdHandshake::answer(uint32_t option, std::span<const std::by
     case NBD_OPT_EXPORT_NAME: return name_export({reinterpret_cast<const char*>(data.data()), data.size()});
     case NBD_OPT_GO: return describe(true, data);
     case NBD_OPT_INFO: return describe(false, data);
-    case NBD_OPT_LIST_META_CONTEXT: return contexts(false, data);
-    case NBD_OPT_SET_META_CONTEXT: return contexts(true, data);
+    case NBD_OPT_SET_META_CONTEXT: return select_contexts(data);
     case NBD_OPT_LIST:
     case NBD_OPT_STARTTLS:
     case NBD_OPT_STRUCTURED_REPLY:
@@ -192,9 +199,13 @@ uint16_t NbdHandshake::transmission_flags(const std::shared_ptr<Export>& served)
   }
   if (geometry.rotational) flags |= NBD_FLAG_ROTATIONAL;
   if (agreement_.headers != proto::NbdHeaders::kSimple) flags |= NBD_FLAG_SEND_DF;
-  if (agreement_.headers == proto::NbdHeaders::kExtended && agreement_.allocation(served))
+  if (agreement_.headers == proto::NbdHeaders::kExtended && agreement_.has_contexts(served))
     flags |= NBD_FLAG_BLOCK_STATUS_PAYLOAD;
   return flags;
+}
+
+std::string NbdHandshake::not_there(const std::string& name) const {
+  return exports_.is_away(name) ? "the export is being changed: try again" : no_such_export(name);
 }
 
 // There is no answer but the export: whoever may not have it is hung up on.
@@ -202,7 +213,7 @@ NbdHandshake::Next NbdHandshake::name_export(const std::string& name) {
   if (agreement_.headers == proto::NbdHeaders::kExtended)
     return close("NBD_OPT_EXPORT_NAME after NBD_OPT_EXTENDED_HEADERS");
   std::shared_ptr<Export> wanted = exports_.find(name);
-  if (wanted == nullptr) return close(no_such_export(name));
+  if (wanted == nullptr) return close(not_there(name));
   if (const std::string why = enter(wanted); !why.empty())
     return close(fmt::format("export '{}': {}", wanted->config().name, why));
   replies_.export_reply(wanted->device().size_bytes(), transmission_flags(wanted),
@@ -215,7 +226,7 @@ NbdHandshake::Next NbdHandshake::describe(bool go, std::span<const std::byte> da
   proto::NbdGo wish;
   if (const char* wrong = proto::decode_nbd_go(data, wish)) return fail(NBD_REP_ERR_INVALID, wrong);
   std::shared_ptr<Export> wanted = exports_.find(wish.name);
-  if (wanted == nullptr) return fail(NBD_REP_ERR_UNKNOWN, no_such_export(wish.name));
+  if (wanted == nullptr) return fail(NBD_REP_ERR_UNKNOWN, not_there(wish.name));
   std::string why;
   if (go) {
     why = enter(wanted);
@@ -235,24 +246,81 @@ NbdHandshake::Next NbdHandshake::describe(bool go, std::span<const std::byte> da
   return Next::kServe;
 }
 
-NbdHandshake::Next NbdHandshake::contexts(bool set, std::span<const std::byte> data) {
-  // "Issuing this command replaces all previously-set metadata contexts (including when this command fails)"
-  if (set) agreement_.allocation_of = nullptr;
-  if (agreement_.headers == proto::NbdHeaders::kSimple)
-    return fail(NBD_REP_ERR_INVALID, "contexts need NBD_OPT_STRUCTURED_REPLY or NBD_OPT_EXTENDED_HEADERS first");
-  proto::NbdContextQuery query;
-  if (const char* wrong = proto::decode_nbd_context_query(data, query)) return fail(NBD_REP_ERR_INVALID, wrong);
+// Null: it was refused.
+std::shared_ptr<Export> NbdHandshake::contexts_of(std::span<const std::byte> data, proto::NbdContextQuery& query) {
+  if (agreement_.headers == proto::NbdHeaders::kSimple) {
+    fail(NBD_REP_ERR_INVALID, "contexts need NBD_OPT_STRUCTURED_REPLY or NBD_OPT_EXTENDED_HEADERS first");
+    return nullptr;
+  }
+  if (const char* wrong = proto::decode_nbd_context_query(data, query)) {
+    fail(NBD_REP_ERR_INVALID, wrong);
+    return nullptr;
+  }
   std::shared_ptr<Export> wanted = exports_.find(query.name);
-  if (wanted == nullptr) return fail(NBD_REP_ERR_UNKNOWN, no_such_export(query.name));
-  if (!wanted->allows(peer_))
-    return fail(NBD_REP_ERR_POLICY, fmt::format("export '{}': the address is not in allow=", query.name));
-  // A namespace alone is a wildcard when contexts are listed, and selects none. What nobody knows is passed over; so is,
-  // as long as there are no snapshots, whatever begins with `netblk:`.
-  bool allocation = !set && query.queries.empty();
-  for (const std::string_view text : query.queries)
-    allocation = allocation || text == NBD_CONTEXT_BASE_ALLOCATION || (!set && text == kBaseNamespace);
-  if (allocation) replies_.context(set ? kNbdAllocation : 0, NBD_CONTEXT_BASE_ALLOCATION);
-  if (allocation && set) agreement_.allocation_of = std::move(wanted);
+  if (wanted == nullptr) {
+    fail(NBD_REP_ERR_UNKNOWN, not_there(query.name));
+  } else if (!wanted->allows(peer_)) {
+    fail(NBD_REP_ERR_POLICY, fmt::format("export '{}': the address is not in allow=", query.name));
+    wanted = nullptr;
+  }
+  return wanted;
+}
+
+// A namespace alone, or with the kind of context, is a wildcard here, and selects none. What nobody knows is passed over. A
+// volume has thousands of snapshots: a long list goes out in pieces.
+coro::Task<void> NbdHandshake::list_contexts(std::span<const std::byte> data) {
+  proto::NbdContextQuery query;
+  const std::shared_ptr<Export> wanted = contexts_of(data, query);
+  if (wanted == nullptr) co_return;
+  // The bytes that came are gone when the first piece has been sent.
+  const std::vector<std::string> queries(query.queries.begin(), query.queries.end());
+  const auto asked = [&](std::string_view name, std::initializer_list<std::string_view> wildcards) {
+    if (queries.empty()) return true;
+    return std::any_of(queries.begin(), queries.end(), [&](const std::string& text) {
+      return text == name || std::find(wildcards.begin(), wildcards.end(), text) != wildcards.end();
+    });
+  };
+  if (asked(NBD_CONTEXT_BASE_ALLOCATION, {kBaseNamespace})) replies_.context(0, NBD_CONTEXT_BASE_ALLOCATION);
+  for (const std::string& base : wanted->device().bases()) {
+    const std::string ours = NBD_CONTEXT_NETBLK_DIRTY + base, of_qemu = NBD_CONTEXT_QEMU_DIRTY + base;
+    if (asked(ours, {kNetblkNamespace, NBD_CONTEXT_NETBLK_DIRTY})) replies_.context(0, ours);
+    if (asked(of_qemu, {kQemuNamespace, NBD_CONTEXT_QEMU_DIRTY})) replies_.context(0, of_qemu);
+    if (replies_.bytes().size() < kListPiece) continue;
+    const bool sent = co_await reply();
+    if (!sent) co_return;
+  }
+  replies_.ack();
+}
+
+NbdHandshake::Next NbdHandshake::select_contexts(std::span<const std::byte> data) {
+  // "Issuing this command replaces all previously-set metadata contexts (including when this command fails)"
+  agreement_.contexts.clear();
+  agreement_.contexts_of = nullptr;
+  proto::NbdContextQuery query;
+  std::shared_ptr<Export> wanted = contexts_of(data, query);
+  if (wanted == nullptr) return Next::kOption;
+  std::vector<NbdContext> contexts;
+  std::vector<std::string_view> names;
+  uint32_t last_id = kNbdAllocation;
+  for (const std::string_view name : query.queries) {
+    if (std::find(names.begin(), names.end(), name) != names.end()) continue;
+    NbdContext context;
+    if (name != NBD_CONTEXT_BASE_ALLOCATION) {
+      std::string_view base;
+      for (const std::string_view kind : {NBD_CONTEXT_NETBLK_DIRTY, NBD_CONTEXT_QEMU_DIRTY})
+        if (name.starts_with(kind)) base = name.substr(kind.size());
+      if (!base.empty()) context.since = wanted->device().base(base);
+      if (context.since == nullptr) continue;
+      context.id = ++last_id;
+    }
+    if (contexts.size() == limits::kMaxNbdContexts)
+      return fail(NBD_REP_ERR_TOO_BIG, fmt::format("more than {} contexts", limits::kMaxNbdContexts));
+    names.push_back(name);
+    contexts.push_back(std::move(context));
+  }
+  for (size_t i = 0; i < contexts.size(); ++i) replies_.context(contexts[i].id, names[i]);
+  agreement_.contexts = std::move(contexts);
+  agreement_.contexts_of = std::move(wanted);
   replies_.ack();
   return Next::kOption;
 }

@@ -456,5 +456,62 @@ coro::Task<void> all_at_once(NbdTest& t) {
 }
 TEST_P(NbdHandshakeTest, OptionsMayComeAllAtOnce) { run(all_at_once(*this)); }
 
+// A client that knows that it is served is half-open no more.
+coro::Task<void> opens_first(NbdTest& t, uint32_t how, Wire data, size_t reply_bytes) {
+  Peer peer(t);
+  co_await peer.greet();
+  peer.say(option(NBD_OPT_INFO, go_data("disk")));
+  const Reply info = co_await peer.reply(NBD_OPT_INFO);
+  EXPECT_EQ(info.type, uint32_t{NBD_REP_INFO});
+  const uint32_t end = co_await peer.verdict(NBD_OPT_INFO);
+  EXPECT_EQ(end, uint32_t{NBD_REP_ACK});
+  EXPECT_FALSE(peer.link->is_open());
+  // Up to then nothing was sent but what was heard.
+  const uint64_t heard_bytes = NBD_GREETING_SIZE + 2 * NBD_OPTION_REPLY_SIZE + NBD_INFO_EXPORT_SIZE;
+  int calls = 0;
+  bool is_told = true;
+  uint64_t sent_bytes = 0;
+  peer.link->on_opened([&] {
+    ++calls;
+    is_told = peer.has_unheard();
+    sent_bytes = peer.link->sent_bytes();
+  });
+  peer.say(option(how, data));
+  const Bytes reply = co_await peer.hear(reply_bytes);
+  EXPECT_EQ(reply.size(), reply_bytes);
+  EXPECT_EQ(calls, 1);
+  EXPECT_FALSE(is_told);
+  EXPECT_EQ(sent_bytes, heard_bytes);
+  EXPECT_TRUE(peer.link->is_open());
+  co_await peer.leave();
+  EXPECT_EQ(calls, 1);
+}
+TEST_P(NbdHandshakeTest, GoOpensBeforeItIsAnswered) {
+  run(opens_first(*this, NBD_OPT_GO, go_data("disk"), 2 * NBD_OPTION_REPLY_SIZE + NBD_INFO_EXPORT_SIZE));
+}
+TEST_P(NbdHandshakeTest, ExportNameOpensBeforeItIsAnswered) {
+  run(opens_first(*this, NBD_OPT_EXPORT_NAME, Wire().text("disk"), NBD_EXPORT_REPLY_SIZE));
+}
+
+// What is refused, or only described, opens nothing.
+coro::Task<void> opens_not(NbdTest& t) {
+  Peer peer(t);
+  peer.link->on_opened([] { ADD_FAILURE() << "it was opened"; });
+  co_await peer.greet();
+  peer.say(option(NBD_OPT_GO, go_data("no such disk")));
+  uint32_t heard = co_await peer.verdict(NBD_OPT_GO);
+  EXPECT_EQ(heard, NBD_REP_ERR_UNKNOWN);
+  peer.say(option(NBD_OPT_LIST));
+  heard = co_await peer.verdict(NBD_OPT_LIST);
+  EXPECT_EQ(heard, uint32_t{NBD_REP_SERVER});
+  heard = co_await peer.verdict(NBD_OPT_LIST);
+  EXPECT_EQ(heard, uint32_t{NBD_REP_ACK});
+  peer.say(option(NBD_OPT_ABORT));
+  heard = co_await peer.verdict(NBD_OPT_ABORT);
+  EXPECT_EQ(heard, uint32_t{NBD_REP_ACK});
+  co_await peer.is_left();
+}
+TEST_P(NbdHandshakeTest, NothingElseOpens) { run(opens_not(*this)); }
+
 }  // namespace
 }  // namespace netblk::server

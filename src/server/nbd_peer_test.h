@@ -5,7 +5,10 @@
 #include <netinet/tcp.h>
 
 #include <deque>
+#include <functional>
 #include <map>
+#include <memory>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -79,6 +82,11 @@ inline Wire extended(uint16_t type, uint16_t flags, uint64_t cookie, uint64_t of
 
 // Bytes in memory. Holds back what it is told to hold, fails what it is told to fail, and knows which blocks of 4096
 // bytes were never written.
+struct FakeBase final : block::Base {
+  explicit FakeBase(std::set<uint64_t> changed) : blocks(std::move(changed)) {}
+  std::set<uint64_t> blocks;
+};
+
 class FakeDevice final : public block::Device {
  public:
   static constexpr uint64_t kBlock = 4096;
@@ -86,6 +94,17 @@ class FakeDevice final : public block::Device {
 
   Bytes bytes;
   std::map<uint64_t, bool> written;  // by number of the block
+  std::map<std::string, std::set<uint64_t>, std::less<>> changed;  // blocks since moments
+
+  std::vector<std::string> bases() const override {
+    std::vector<std::string> names;
+    for (const auto& [name, blocks] : changed) names.push_back(name);
+    return names;
+  }
+  std::shared_ptr<const block::Base> base(std::string_view name) override {
+    const auto found = changed.find(name);
+    return found == changed.end() ? nullptr : std::make_shared<const FakeBase>(found->second);
+  }
   int fail_with = 0;
   bool hold = false;
   std::deque<std::pair<block::Request*, block::Completion>> held;
@@ -133,7 +152,9 @@ class FakeDevice final : public block::Device {
         for (uint64_t i = first; i < last; ++i) {
           const uint64_t from = std::max(request.offset, i * kBlock);
           const uint64_t to = std::min(request.offset + request.length, (i + 1) * kBlock);
-          if (!request.add_extent(to - from, !written[i], !written[i])) break;
+          const bool is_changed =
+              request.since != nullptr && static_cast<const FakeBase&>(*request.since).blocks.contains(i);
+          if (!request.add_extent(to - from, !written[i], !written[i], is_changed)) break;
         }
         break;
       default: break;
@@ -196,6 +217,11 @@ class NbdTest : public test::BackendTest {
     void say(const Wire& wire) {
       const Bytes& bytes = wire.bytes();
       EXPECT_EQ(::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT), static_cast<ssize_t>(bytes.size()));
+    }
+    // Something has come that was not heard yet.
+    bool has_unheard() const {
+      char byte;
+      return ::recv(fd_, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
     }
     // So much that the server must take some of it first. False: it would not.
     coro::Task<bool> push(const Bytes& bytes) {

@@ -82,7 +82,9 @@ struct NbdSession::Operation : block::Request {
   std::vector<block::Extent> found;
   std::vector<std::byte> chunk_headers;
   std::vector<iovec> chunks;
-
+  // A BLOCK_STATUS: the contexts that it asks for, by their ids, and how many extents each has said so far.
+  std::vector<uint32_t> contexts;
+  std::vector<uint32_t> counts;
 };
 
 NbdSession::NbdSession(Link& link, const ExportTable& exports, const io::Address& peer)
@@ -99,7 +101,6 @@ coro::Task<void> NbdSession::run() {
       refused_ = handshake.refused();
       co_return;
     }
-    link_.opened();
     begin(handshake);
   }
   {
@@ -117,7 +118,8 @@ coro::Task<void> NbdSession::run() {
 void NbdSession::begin(const NbdHandshake& handshake) {
   const NbdAgreement& agreement = handshake.agreement();
   headers_ = agreement.headers;
-  allocation_ = agreement.allocation(export_);
+  if (agreement.has_contexts(export_)) contexts_ = agreement.contexts;
+  for (const NbdContext& context : contexts_) context_ids_.push_back(context.id);
   max_payload_bytes_ = agreement.knows_block_size ? limits::kNbdAdvertisedBytes : limits::kMaxNbdPayloadBytes;
   geometry_ = export_->device().geometry();
   file_ = export_->device().read_fd();
@@ -134,7 +136,7 @@ void NbdSession::close(std::string reason) {
 }
 
 void NbdSession::sweep() {
-  if (export_ != nullptr && export_->closed()) link_.drain("the export was removed or changed");
+  if (export_ != nullptr && export_->closed()) link_.drain(export_->why_closed());
 }
 
 // ---- requests
@@ -162,10 +164,11 @@ coro::Task<void> NbdSession::read_loop() {
         co_return;
       }
       Refusal refusal = refusal_of(request, payload_bytes);
+      std::vector<uint32_t> asked;  // contexts
       if (refusal.error == 0 && (request.type != NBD_CMD_BLOCK_STATUS || payload_bytes == 0)) refusal = range_of(request);
       auto to_come = static_cast<uint32_t>(payload_bytes);
       if (to_come != 0 && request.type == NBD_CMD_BLOCK_STATUS && refusal.error == 0) {
-        const bool whole = co_await take_status_payload(request, to_come, refusal);
+        const bool whole = co_await take_status_payload(request, to_come, refusal, asked);
         if (!whole) co_return;
         to_come = 0;
       }
@@ -182,13 +185,15 @@ coro::Task<void> NbdSession::read_loop() {
         bytes = from_file || geometry_.reads_in_place ? 0 : static_cast<uint32_t>(request.length);
       } else if (request.type == NBD_CMD_BLOCK_STATUS) {
         extents = (request.flags & NBD_CMD_FLAG_REQ_ONE) != 0 ? 1 : limits::kMaxNbdExtents;
-        bytes = extents * static_cast<uint32_t>(proto::nbd_extent_size(headers_));
+        if (asked.empty()) asked = context_ids_;
+        bytes = extents * static_cast<uint32_t>(proto::nbd_extent_size(headers_) * asked.size());
         while (in_status_) co_await room_.wait();
       }
       while (!has_room(bytes)) co_await room_.wait();
       Operation& operation = take_operation(request);
       operation.from_file = from_file;
       operation.max_extents = extents;
+      operation.contexts = std::move(asked);
 
       if (to_come != 0 && refusal.error != 0) {
         // The stream stays in step: the data of a refused request are read and dropped.
@@ -237,9 +242,10 @@ coro::Task<void> NbdSession::read_loop() {
 }
 
 // The payload says which contexts are asked for, and the length. False: the connection is over.
-coro::Task<bool> NbdSession::take_status_payload(NbdRequest& request, uint64_t bytes, Refusal& refusal) {
+coro::Task<bool> NbdSession::take_status_payload(NbdRequest& request, uint64_t bytes, Refusal& refusal,
+                                                 std::vector<uint32_t>& asked) {
   uint64_t length = 0;
-  if (bytes > NBD_STATUS_PAYLOAD_SIZE + NBD_CONTEXT_ID_SIZE) {
+  if (bytes > NBD_STATUS_PAYLOAD_SIZE + contexts_.size() * NBD_CONTEXT_ID_SIZE) {
     refusal = {NBD_EINVAL, "a payload that names more contexts than there are"};
     const bool skipped = co_await link_.skip_data(static_cast<uint32_t>(bytes));
     co_return skipped;
@@ -250,7 +256,7 @@ coro::Task<bool> NbdSession::take_status_payload(NbdRequest& request, uint64_t b
   }
   link_.stop_deadline();
   const std::byte* const payload = link_.consume(static_cast<uint32_t>(bytes));
-  if (const char* wrong = proto::decode_nbd_status_payload({payload, bytes}, kNbdAllocation, length)) {
+  if (const char* wrong = proto::decode_nbd_status_payload({payload, bytes}, context_ids_, length, asked)) {
     refusal = {NBD_EINVAL, wrong};
   } else {
     request.length = length;
@@ -262,11 +268,11 @@ coro::Task<bool> NbdSession::take_status_payload(NbdRequest& request, uint64_t b
 // The command and its flags.
 NbdSession::Refusal NbdSession::refusal_of(const NbdRequest& request, uint64_t payload_bytes) const {
   if (request.type > NBD_CMD_BLOCK_STATUS) return {NBD_EINVAL, "this server does not know that command"};
-  if ((request.flags & ~proto::nbd_allowed_flags(request.type, headers_, allocation_)) != 0)
+  if ((request.flags & ~proto::nbd_allowed_flags(request.type, headers_, !contexts_.empty())) != 0)
     return {NBD_EINVAL, "a flag that the command does not take"};
   if (modifies(request.type) && geometry_.read_only) return {NBD_EPERM, "the export is read-only"};
   if (request.type == NBD_CMD_TRIM && !geometry_.can_trim) return {NBD_EINVAL, "the export takes no TRIM"};
-  if (request.type == NBD_CMD_BLOCK_STATUS && !allocation_)
+  if (request.type == NBD_CMD_BLOCK_STATUS && contexts_.empty())
     return {NBD_EINVAL, "no context was selected for this export"};
   if (payload_bytes > max_payload_bytes_) return {NBD_EINVAL, "more data than the largest payload"};
   return {};
@@ -328,7 +334,7 @@ NbdSession::Operation& NbdSession::take_operation(const NbdRequest& request) {
 
 void NbdSession::free_operation(Operation& operation) {
   link_.release(operation.hold);
-  if (!operation.found.empty()) {
+  if (!operation.found.empty() || !operation.chunks.empty()) {
     operation.found.clear();
     operation.chunks.clear();
     operation.chunk_headers.clear();
@@ -351,12 +357,22 @@ void NbdSession::submit(Operation& operation, const NbdRequest& request) {
   if (request.type == NBD_CMD_BLOCK_STATUS) {
     in_status_ = true;
     operation.extents = &extents_;
+    operation.counts.clear();
+    return ask_status(operation);
   } else if (request.type == NBD_CMD_READ && request.length >= kLargeReadBytes && geometry_.can_block_status &&
              headers_ != NbdHeaders::kSimple && (request.flags & NBD_CMD_FLAG_DF) == 0) {
     operation.command = Command::kBlockStatus;
     operation.extents = &operation.found;
     operation.max_extents = limits::kNbdReadExtents;
   }
+  export_->device().submit(operation);
+}
+
+// The next context that it asks for.
+void NbdSession::ask_status(Operation& operation) {
+  const uint32_t id = operation.contexts[operation.counts.size()];
+  const auto context = std::find_if(contexts_.begin(), contexts_.end(), [&](const NbdContext& each) { return each.id == id; });
+  operation.since = context->since.get();
   export_->device().submit(operation);
 }
 
@@ -387,6 +403,11 @@ void NbdSession::ended(Operation& operation) {
     return export_->device().submit(operation);
   }
   if (operation.type == NBD_CMD_BLOCK_STATUS) {
+    if (operation.error == 0) {
+      add_status(operation);
+      if (operation.counts.size() < operation.contexts.size()) return ask_status(operation);
+    }
+    operation.since = nullptr;
     in_status_ = false;
     room_.set();
   }
@@ -415,22 +436,43 @@ void NbdSession::answer(Operation& operation) {
   if (operation.type == NBD_CMD_READ) {
     if (!tell_holes(operation) && !operation.from_file) operation.rest = {operation.data, operation.length};
   } else if (operation.type == NBD_CMD_BLOCK_STATUS) {
-    tell_extents(operation);
+    tell_status(operation);
   } else {
     link_.release(operation.hold);
   }
   queue(operation);
 }
 
-void NbdSession::tell_extents(Operation& operation) {
+// What the device has said of one context, behind what it said of those before.
+void NbdSession::add_status(Operation& operation) {
   const size_t each = proto::nbd_extent_size(headers_);
-  std::byte* to = operation.data;
-  for (const block::Extent& extent : extents_) {
-    const uint32_t status = (extent.hole ? NBD_STATE_HOLE : 0) | (extent.zero ? NBD_STATE_ZERO : 0);
-    proto::nbd_put_extent(headers_, extent.length, status, to);
-    to += each;
+  std::byte* to = operation.data + operation.counts.size() * operation.max_extents * each;
+  uint32_t count = 0;
+  for (size_t i = 0; i < extents_.size(); ++count, to += each) {
+    const auto status = [&](const block::Extent& extent) {
+      if (operation.since != nullptr) return extent.changed ? NBD_STATE_DIRTY : 0;
+      return (extent.hole ? NBD_STATE_HOLE : 0) | (extent.zero ? NBD_STATE_ZERO : 0);
+    };
+    const uint32_t first = status(extents_[i]);
+    uint64_t length = 0;
+    for (; i < extents_.size() && status(extents_[i]) == first; ++i) length += extents_[i].length;
+    proto::nbd_put_extent(headers_, length, first, to);
   }
-  operation.rest = {operation.data, extents_.size() * each};
+  operation.counts.push_back(count);
+}
+
+// A chunk for each context.
+void NbdSession::tell_status(Operation& operation) {
+  const size_t each = proto::nbd_extent_size(headers_);
+  const size_t contexts = operation.contexts.size();
+  operation.chunk_headers.resize(contexts * proto::kNbdReplyBytes);
+  for (size_t i = 0; i < contexts; ++i) {
+    std::byte* const header = &operation.chunk_headers[i * proto::kNbdReplyBytes];
+    const size_t bytes = proto::nbd_reply_status(headers_, operation.asked, operation.contexts[i], operation.counts[i],
+                                                 i + 1 == contexts, header);
+    operation.chunks.push_back({header, bytes});
+    operation.chunks.push_back({operation.data + i * operation.max_extents * each, operation.counts[i] * each});
+  }
 }
 
 // False: it is all data.
@@ -474,9 +516,6 @@ size_t NbdSession::put_header(const Operation& operation, std::byte* to) const {
     case NBD_CMD_READ:
       return proto::nbd_reply_data(headers_, operation.asked, operation.offset, static_cast<uint32_t>(operation.length),
                                    true, to);
-    case NBD_CMD_BLOCK_STATUS:
-      return proto::nbd_reply_status(headers_, operation.asked, kNbdAllocation,
-                                     rest_bytes / static_cast<uint32_t>(proto::nbd_extent_size(headers_)), to);
     default: return proto::nbd_reply_done(headers_, operation.asked, to);
   }
 }

@@ -56,10 +56,11 @@ class NbdSession {
 
   // ---- requests
   coro::Task<void> read_loop();
-  coro::Task<bool> take_status_payload(proto::NbdRequest& request, uint64_t bytes, Refusal& refusal);
+  coro::Task<bool> take_status_payload(proto::NbdRequest& request, uint64_t bytes, Refusal& refusal, std::vector<uint32_t>& asked);
   Refusal refusal_of(const proto::NbdRequest& request, uint64_t payload_bytes) const;
   Refusal range_of(const proto::NbdRequest& request) const;
   void submit(Operation& operation, const proto::NbdRequest& request);
+  void ask_status(Operation& operation);
   bool sent_from_file(const proto::NbdRequest& request) const;
   bool has_room(uint32_t bytes) const;
   Operation& take_operation(const proto::NbdRequest& request);
@@ -70,7 +71,8 @@ class NbdSession {
   void ended(Operation& operation);
   void refuse(Operation& operation, uint32_t error, std::string_view text);
   void answer(Operation& operation);
-  void tell_extents(Operation& operation);
+  void add_status(Operation& operation);
+  void tell_status(Operation& operation);
   bool tell_holes(Operation& operation);
   void queue(Operation& operation);
   size_t put_header(const Operation& operation, std::byte* to) const;
@@ -86,7 +88,8 @@ class NbdSession {
 
   // What the handshake agreed on, and what the device is: neither changes.
   proto::NbdHeaders headers_ = proto::NbdHeaders::kSimple;
-  bool allocation_ = false;  // base:allocation is selected
+  std::vector<NbdContext> contexts_;  // that are selected, and their ids
+  std::vector<uint32_t> context_ids_;
   uint32_t max_payload_bytes_ = 0;
   block::Geometry geometry_;
   int file_ = -1;  // READs may be sent from here
@@ -111,7 +114,7 @@ class NbdSession {
     Operation* last = nullptr;
     Operation* rest = nullptr;
   };
-  static_assert(2 * limits::kNbdReadExtents + 2 <= 2 * kBatchReplies);
+  static_assert(2 * limits::kNbdReadExtents + 2 <= 2 * kBatchReplies && limits::kMaxNbdContexts <= kBatchReplies);
   Sending sending_;
   // One block status at a time is in the device: its answer may be large.
   std::vector<block::Extent> extents_;

@@ -44,7 +44,8 @@ Server::Server(io::Backend& backend, const io::Clock& clock, OpenStore open_stor
       options_(std::move(options)),
       shared_{exports_, gate_, refusals_, options_.prepare_socket, nullptr} {}
 
-Server::~Server() = default;
+// A volume ends only when who asks it for something has been answered.
+Server::~Server() { refuse_handovers(); }
 
 void Server::block_signals() {
   const sigset_t set = handled_signals();
@@ -97,6 +98,7 @@ Status Server::open(const Config& config) {
     if (!address) return std::move(address).error();
     bound.address = address.value();
   }
+  take_handovers();
   return Ok{};
 }
 
@@ -304,26 +306,33 @@ void Server::wait_for_signals() {
   }
 }
 
-void Server::got_signal(int number) {
+void Server::on_main(std::function<void()> what) {
   struct Message : io::Posted {
-    Message(Server& to, int what)
+    explicit Message(std::function<void()> of)
         : Posted([](coro::Runnable& self) {
             const std::unique_ptr<Message> message(&static_cast<Message&>(static_cast<Posted&>(self)));
-            (message->signal == SIGHUP ? message->server.reload_wanted_ : message->server.stop_wanted_) = true;
-            message->server.signalled_.set();
+            message->what();
           }),
-          server(to), signal(what) {}
-    Server& server;
-    int signal;
+          what(std::move(of)) {}
+    std::function<void()> what;
   };
-  shards_[0]->loop().post(*std::make_unique<Message>(*this, number).release());
+  shards_[0]->loop().post(*std::make_unique<Message>(std::move(what)).release());
+}
+
+void Server::got_signal(int number) {
+  on_main([this, number] {
+    (number == SIGHUP ? reload_wanted_ : stop_wanted_) = true;
+    signalled_.set();
+  });
 }
 
 coro::Task<void> Server::obey_signals() {
   while (!stop_wanted_) {
     if (!reload_wanted_) co_await signalled_.wait();
     if (std::exchange(reload_wanted_, false)) co_await reload();
+    if (!stop_wanted_) co_await obey_handovers();
   }
+  refuse_handovers();
 }
 
 // Whatever can be opened is opened before anything changes, so that a bad configuration changes nothing. Only a store

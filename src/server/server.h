@@ -5,6 +5,7 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "server/config.h"
 #include "server/exports.h"
 #include "server/gate.h"
+#include "server/handover.h"
 #include "server/refusal_log.h"
 #include "server/shard.h"
 
@@ -67,6 +69,9 @@ class Server {
   void run(io::UniqueFd only = io::UniqueFd());
   static void block_signals();
 
+  // Thread-safe, from open() on.
+  void hand_over(std::shared_ptr<Handover> wanted);
+
  private:
   struct Bound {
     ListenConfig config;
@@ -83,6 +88,11 @@ class Server {
   coro::Task<void> accept_loop(Bound& bound);
   coro::Task<void> obey_signals();
   coro::Task<void> reload();
+  coro::Task<void> obey_handovers();
+  coro::Task<void> obey(Handover& wanted);
+  void take_handovers();
+  void refuse_handovers();
+  void on_main(std::function<void()> what);  // thread-safe, while the main loop runs
   void look_at_sizes();
   void wait_for_signals();
   void got_signal(int number);
@@ -97,6 +107,10 @@ class Server {
   OpenStore open_store_;
   TakePlace take_place_;
   ServerOptions options_;
+  // Until the exports have gone: their stores ask for handovers.
+  std::mutex handovers_mutex_;
+  std::vector<std::shared_ptr<Handover>> handovers_;
+  bool takes_handovers_ = false;
   ExportTable exports_;
   std::string first_name_;  // of the export that netblk/1 clients get
   std::vector<Bound> bound_;

@@ -64,10 +64,11 @@ struct Session2::Operation : block::Request {
   uint32_t status = 0;
   uint32_t payload_bytes = 0;
   uint32_t payload_crc = 0;
+  Stopwatch::Stamp stamp;
 };
 
 Session2::Session2(Link& link, const ExportTable& exports, const io::Address& peer, std::shared_ptr<Export> place)
-    : link_(link), exports_(exports), peer_(peer), place_(std::move(place)) {}
+    : link_(link), exports_(exports), peer_(peer), place_(std::move(place)), stopwatch_(link.context().loop) {}
 
 Session2::~Session2() = default;
 
@@ -99,8 +100,12 @@ void Session2::close(std::string reason) {
 
 void Session2::sweep(uint64_t now_ms) {
   if (session_ == nullptr) return;
-  if (export_->closed()) link_.drain("the export was removed or changed");
+  if (export_->closed()) link_.drain(export_->why_closed());
   if (pushes_size_ && export_->device().size_bytes() != told_size_bytes_) due_.set();
+  if (stopwatch_.has_news()) {
+    times_due_ = true;
+    due_.set();
+  }
   if (heartbeat_ms_ == 0) return;
   // Scenario: a host lost its power, or a cable was cut: nothing ever says so but silence. The session stays; the
   // connection does not.
@@ -180,6 +185,7 @@ bool Session2::negotiate(const proto::Hello2& hello, std::vector<proto::Feature2
         value = heartbeat_ms_ = std::clamp(offered.value, limits::kMinHeartbeatMs, limits::kMaxHeartbeatMs);
         break;
       case NETBLK2_FEATURE_RESIZE: pushes_size_ = true; break;
+      case NETBLK2_FEATURE_TIMES: stopwatch_.begin(); break;
       default: known = false;
     }
     if (known) {
@@ -258,6 +264,10 @@ coro::Task<bool> Session2::greet(const proto::Hello2& hello) {
   }
   std::shared_ptr<Export> wanted = exports_.find(hello.export_name);
   if (wanted == nullptr) {
+    if (exports_.is_away(hello.export_name)) {
+      co_await refuse(NETBLK2_EAGAIN, "the export is being changed: try again");
+      co_return false;
+    }
     // Into a local: g++ 12 destroys a temporary of ?: twice where it is an argument of what is awaited.
     std::string why = "nothing is exported";
     if (!hello.export_name.empty()) why = fmt::format("there is no export '{}'", hello.export_name);
@@ -265,7 +275,9 @@ coro::Task<bool> Session2::greet(const proto::Hello2& hello) {
     co_return false;
   }
   if (const std::string why = enter(wanted); !why.empty()) {
-    co_await refuse(NETBLK2_EPERM, fmt::format("export '{}': {}", wanted->config().name, why));
+    // One that is closed is being changed, or has gone: by then the next try is told.
+    const uint32_t status = wanted->closed() ? NETBLK2_EAGAIN : NETBLK2_EPERM;
+    co_await refuse(status, fmt::format("export '{}': {}", wanted->config().name, why));
     co_return false;
   }
   proto::Welcome2 welcome = describe();
@@ -309,6 +321,7 @@ coro::Task<bool> Session2::greet(const proto::Hello2& hello) {
 // ---- requests
 
 coro::Task<void> Session2::read_loop() {
+  stopwatch_.go_on();
   for (;;) {
     while (!link_.gone() && link_.unread_bytes() >= NETBLK2_REQUEST_SIZE) {
       Request2 request;
@@ -333,7 +346,12 @@ coro::Task<void> Session2::read_loop() {
       const bool from_file = error == 0 && file_ >= 0 && sent_from_file(request);
       const bool fetches = request.type == NETBLK2_READ && !from_file && !in_place_;
       const uint32_t bytes = error != 0 ? 0u : std::max(request.payload_length, fetches ? request.length : 0u);
-      while (!has_room(bytes)) co_await room_.wait();
+      uint64_t came_ns = stopwatch_.now_ns();
+      while (!has_room(bytes)) {
+        stopwatch_.pause();
+        co_await room_.wait();
+        stopwatch_.go_on();
+      }
       Operation& operation = take_operation(request);
       operation.error = error;
       operation.from_file = from_file;
@@ -341,20 +359,34 @@ coro::Task<void> Session2::read_loop() {
         bool sound = false;
         if (is_taken_in_place(request, error)) {
           sound = take_in_place(operation, request);
-        } else {
+        } else if (link_.unread_bytes() >= request.payload_length) {
           sound = co_await take_payload(operation, request);
+        } else {
+          // Until the rest of it has come, it is the network's.
+          stopwatch_.pause();
+          sound = co_await take_payload(operation, request);
+          stopwatch_.go_on();
+          came_ns = stopwatch_.now_ns();
         }
         if (!sound) {
           free_operation(operation);
           co_return;
         }
       } else if (bytes != 0) {
-        if (link_.needs_budget(bytes)) co_await link_.take_budget(operation.hold, bytes);
+        if (link_.needs_budget(bytes)) {
+          stopwatch_.pause();
+          co_await link_.take_budget(operation.hold, bytes);
+          stopwatch_.go_on();
+        }
         link_.take(operation.hold, bytes);
         operation.data = operation.hold.buffer.data();
       }
-      if (!run_request(operation, request)) co_return;
+      stopwatch_.submit(operation.stamp, came_ns);
+      const bool goes_on = run_request(operation, request);
+      stopwatch_.submitted();
+      if (!goes_on) co_return;
     }
+    stopwatch_.pause();
     if (link_.draining() || link_.gone()) {
       if (link_.draining() && (link_.unread_bytes() != 0 || busy_ != 0)) link_.linger();
       co_return;
@@ -362,6 +394,7 @@ coro::Task<void> Session2::read_loop() {
     const bool more = co_await link_.receive(link_.unread_bytes() != 0,
                                              std::min(limits::kHeaderTimeoutMs, link_.context().request_timeout_ms));
     if (!more) co_return;
+    stopwatch_.go_on();
   }
 }
 
@@ -555,6 +588,7 @@ void Session2::ended(Operation& operation) {
 
 void Session2::answer(Operation& operation, uint32_t status) {
   operation.status = status;
+  stopwatch_.end(operation.stamp);
   if (operation.type != NETBLK2_READ || status != NETBLK2_OK) {
     link_.release(operation.hold);
   } else if (!operation.from_file) {
@@ -594,24 +628,28 @@ void Session2::pack(Operation& operation) {
 
 coro::Task<void> Session2::write_loop() {
   // Headers lie side by side: the replies of WRITEs are one part.
-  std::array<std::byte, (kBatchReplies + 2) * NETBLK2_REPLY_SIZE> headers;
-  std::array<iovec, 2 * kBatchReplies + 2> parts;
+  constexpr size_t kUnasked = 2 + Stopwatch::kTypes;
+  std::array<std::byte, (kBatchReplies + kUnasked) * NETBLK2_REPLY_SIZE> headers;
+  std::array<iovec, 2 * kBatchReplies + kUnasked> parts;
   for (;;) {
     size_t said = 0;
     size_t used = 0;
-    const auto say = [&](const Reply2& message) {
+    const auto place = [&] {
       std::byte* const to = headers.data() + said++ * NETBLK2_REPLY_SIZE;
-      proto::encode_reply(message, framing_.crc, to);
       if (used > 0 && static_cast<std::byte*>(parts[used - 1].iov_base) + parts[used - 1].iov_len == to) {
         parts[used - 1].iov_len += NETBLK2_REPLY_SIZE;
       } else {
         parts[used++] = {to, NETBLK2_REPLY_SIZE};
       }
+      return to;
     };
+    const auto say = [&](const Reply2& message) { proto::encode_reply(message, framing_.crc, place()); };
     if (std::exchange(heartbeat_due_, false)) say({.type = NETBLK2_HEARTBEAT});
     const uint64_t size_bytes = export_->device().size_bytes() / limits::kSectorBytes * limits::kSectorBytes;
     if (pushes_size_ && size_bytes != std::exchange(told_size_bytes_, size_bytes))
       say({.type = NETBLK2_RESIZE, .cookie = size_bytes});
+    if (std::exchange(times_due_, false))
+      while (const auto times = stopwatch_.take()) proto::encode_times(*times, framing_.crc, place());
     Operation* const first = replies_head_;
     Operation* last = nullptr;
     for (size_t replies = 0; replies_head_ != nullptr && replies < kBatchReplies && (last == nullptr || !last->from_file);
@@ -626,6 +664,7 @@ coro::Task<void> Session2::write_loop() {
            .status = operation.status,
            .payload_length = from_file ? static_cast<uint32_t>(operation.length) : operation.payload_bytes,
            .payload_crc = operation.payload_crc});
+      stopwatch_.reply(operation.type, operation.stamp);
       if (operation.payload_bytes != 0) parts[used++] = {operation.data, operation.payload_bytes};
       replies_head_ = operation.next;
     }

@@ -15,6 +15,7 @@
 #include "server/exports.h"
 #include "server/link.h"
 #include "server/session_table.h"
+#include "server/stopwatch.h"
 
 namespace netblk::server {
 
@@ -101,6 +102,7 @@ class Session2 {
 
   proto::Compressor compressor_;
   proto::CompressionLuck luck_;
+  Stopwatch stopwatch_;  // runs if the client wants to know
 
   bool refused_ = false;
   uint64_t requests_ = 0;
@@ -112,6 +114,7 @@ class Session2 {
   // What the server says unasked.
   uint32_t heartbeat_ms_ = 0;  // 0: not negotiated
   bool pushes_size_ = false;
+  bool times_due_ = false;
   bool heartbeat_due_ = false;
   uint64_t told_size_bytes_ = 0;
   uint64_t heard_bytes_ = 0;  // as of heard_at_ms_

@@ -151,11 +151,11 @@ SessionTable::Claim SessionTable::decide(const proto::Hello2& hello, Presence& w
                                               limits::kMaxSessionConnections));
   who.client_id_ = hello.client_id;
   who.index_ = hello.connection;
-  // Scenario: the export is another store by now. What the client believes to be on it is not.
+  // Scenario: the export is another store by now, or its volume was rewound. What the client believes to be on it is not.
   const Id uuid = device_.generation().uuid;
   if (!hello.store_uuid.is_zero() && hello.store_uuid != uuid)
-    return refuse_stale(hello, fmt::format("export '{}' is another store now: {}, was {}", name_,
-                                                      id_text(uuid), id_text(hello.store_uuid)));
+    return refuse_stale(hello, fmt::format("export '{}' has other contents now: it was rewound, or is another store ({}, was {})", name_,
+                                           id_text(uuid), id_text(hello.store_uuid)));
 
   const auto known = sessions_.find(hello.session_id);
   if (known != sessions_.end()) {

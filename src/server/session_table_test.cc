@@ -28,6 +28,12 @@ Hello2 writer(uint8_t client, uint64_t epoch = 1) {
   return hello;
 }
 
+Hello2 writer_by_force(uint8_t client) {
+  Hello2 hello = writer(client);
+  hello.flags |= NETBLK2_HELLO_TAKEOVER;
+  return hello;
+}
+
 class SilentStream final : public io::Stream {
  public:
   bool recv(io::Op& op, std::span<std::byte>) override { return op.finish_now(0); }
@@ -121,6 +127,11 @@ class SessionTableTest : public test::BackendTest {
     run(fencing(hello, fresh, old));
     return fresh;
   }
+  // Takes over, and the record of that does not reach the disk.
+  void take_over_unrecorded(const Hello2& hello, Peer& owner) {
+    device_.failing = true;
+    EXPECT_EQ(ask_fencing(hello, owner).status(), NETBLK2_EIO);
+  }
   Hello2 resume(const Hello2& hello, const Peer& peer, uint64_t epoch) {
     Hello2 again = hello;
     again.flags &= static_cast<uint16_t>(~NETBLK2_HELLO_BEGIN);
@@ -189,8 +200,7 @@ TEST_P(SessionTableTest, ATakeoverFencesTheOwnerForGood) {
   const Hello2 first = writer(1);
   Peer& owner = ask(first);
   const Id old_session = owner.got.session->id;
-  Hello2 second = writer(2);
-  second.flags |= NETBLK2_HELLO_TAKEOVER;
+  const Hello2 second = writer_by_force(2);
   EXPECT_EQ(ask_fencing(second, owner).status(), NETBLK2_OK);
   EXPECT_EQ(old_session, first.session_id);
   EXPECT_EQ(ask(resume(first, owner, 2)).status(), NETBLK2_ESTALE);
@@ -200,8 +210,7 @@ TEST_P(SessionTableTest, ATakeoverFencesTheOwnerForGood) {
 TEST_P(SessionTableTest, AFencedClientDoesNotComeBackAfterARestart) {
   const Hello2 first = writer(1);
   Peer& owner = ask(first);
-  Hello2 second = writer(2);
-  second.flags |= NETBLK2_HELLO_TAKEOVER;
+  const Hello2 second = writer_by_force(2);
   Peer& taker = ask_fencing(second, owner);
   start();
   EXPECT_EQ(ask(resume(first, owner, 2)).status(), NETBLK2_ESTALE);
@@ -346,8 +355,7 @@ TEST_P(SessionTableTest, StaleIsSaidAfterTheFence) {
     coro::Scope inner;
     t.peers_.push_back(std::make_unique<Peer>(*t.context_));
     Peer& taker = *t.peers_.back();
-    Hello2 takeover = writer(2);
-    takeover.flags |= NETBLK2_HELLO_TAKEOVER;
+    const Hello2 takeover = writer_by_force(2);
     inner.spawn(t.asking(takeover, taker));
     t.peers_.push_back(std::make_unique<Peer>(*t.context_));
     Peer& back = *t.peers_.back();
@@ -368,10 +376,8 @@ TEST_P(SessionTableTest, StaleIsSaidAfterTheFence) {
 TEST_P(SessionTableTest, StaleIsSaidWhenTheRecordNamesTheNewOwner) {
   const Hello2 first = writer(1);
   Peer& owner = ask(first);
-  Hello2 second = writer(2);
-  second.flags |= NETBLK2_HELLO_TAKEOVER;
-  device_.failing = true;
-  EXPECT_EQ(ask_fencing(second, owner).status(), NETBLK2_EIO);
+  const Hello2 second = writer_by_force(2);
+  take_over_unrecorded(second, owner);
   EXPECT_EQ(ask(resume(first, owner, 2)).status(), NETBLK2_EIO);
   // the server's process dies here: nobody has taken the disk over
   const std::vector<std::byte> before = device_.record;
@@ -387,10 +393,8 @@ TEST_P(SessionTableTest, StaleIsSaidWhenTheRecordNamesTheNewOwner) {
 TEST_P(SessionTableTest, WhoIsToldThatItIsOverHasMadeTheNewOwnerDurable) {
   const Hello2 first = writer(1);
   Peer& owner = ask(first);
-  Hello2 second = writer(2);
-  second.flags |= NETBLK2_HELLO_TAKEOVER;
-  device_.failing = true;
-  EXPECT_EQ(ask_fencing(second, owner).status(), NETBLK2_EIO);
+  const Hello2 second = writer_by_force(2);
+  take_over_unrecorded(second, owner);
   device_.failing = false;
   EXPECT_EQ(ask(resume(first, owner, 2)).status(), NETBLK2_ESTALE);
   EXPECT_TRUE(decode_owners(device_.record).value().has(id_of(2), second.session_id));

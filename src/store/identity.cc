@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "store/identity.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <utility>
 
@@ -39,6 +42,28 @@ std::string medium_of(const Medium::Seen& seen, const std::string& boot_id) {
 }
 
 bool is_lasting(const std::string& medium) { return !medium.empty() && !medium.starts_with("boot "); }
+
+// A whole path that fits into a line of a record, or nothing.
+std::string whole_path(const std::string& path) {
+  std::error_code failed;
+  const std::string whole = std::filesystem::absolute(path, failed).string();
+  const bool fits = std::none_of(whole.begin(), whole.end(), [](char c) { return static_cast<unsigned char>(c) < ' '; });
+  return failed || !fits ? "" : whole;
+}
+
+// 0: it is not there.
+uint64_t folder_device_of(const std::string& path) {
+  struct stat folder {};
+  const std::string name = std::filesystem::path(path).parent_path().string();
+  return !name.empty() && ::stat(name.c_str(), &folder) == 0 ? folder.st_dev : 0;
+}
+
+// A folder that is not mounted is not one whose files were deleted.
+bool is_deleted(const RunRecord& record) {
+  struct stat seen {};
+  return !record.store.empty() && record.folder_device != 0 && folder_device_of(record.store) == record.folder_device &&
+         ::lstat(record.store.c_str(), &seen) != 0 && errno == ENOENT;
+}
 
 }  // namespace
 
@@ -175,7 +200,9 @@ Status Identity::start() {
     StoreRecord wanted = record_;
     describe(wanted, seen_, medium_of(seen_, options_.boot_id));
     if (auto saved = save(std::move(wanted)); !saved) return saved;
-    return save_run(true);
+    auto saved = save_run(true);
+    if (saved) sweep_run_folder();
+    return saved;
   }();
   if (started) return Ok{};
   if (options_.must_keep)
@@ -208,7 +235,8 @@ std::string Identity::run_path() const { return run_folder_ + "/store-" + id_tex
 Status Identity::save_run(bool healthy) {
   const RunRecord record{.uuid = record_.uuid, .counter = counter_.load(std::memory_order_relaxed),
                          .boot_id = options_.boot_id, .inode = seen_.inode, .device = seen_.device,
-                         .disk_sequence = seen_.disk_sequence, .healthy = healthy};
+                         .disk_sequence = seen_.disk_sequence, .healthy = healthy,
+                         .store = whole_path(options_.store), .folder_device = folder_device_of(whole_path(options_.store))};
   const std::string text = encode(record);
   if (!run_folder_.empty()) return replace_record_file(run_path(), text, false, -1);
   for (const std::string& folder : options_.run_folders) {
@@ -221,6 +249,24 @@ Status Identity::save_run(bool healthy) {
   log_warning("{}: no folder for its volatile record: if this server is killed, clients lose what they have not flushed",
               options_.store);
   return Ok{};
+}
+
+// A server that was killed leaves its record here for the next one. When the store was deleted there is no next one, and the
+// folder would fill until the machine starts anew.
+void Identity::sweep_run_folder() const {
+  constexpr size_t kMostLookedAt = 16;  // a server may open hundreds of stores, each of which comes here
+  if (run_folder_.empty()) return;
+  std::error_code failed;
+  size_t looked_at = 0;
+  for (std::filesystem::directory_iterator at(run_folder_, failed), end; !failed && at != end; at.increment(failed)) {
+    const std::string path = at->path().string();
+    if (!at->path().filename().string().starts_with("store-") || path == run_path()) continue;
+    if (++looked_at > kMostLookedAt) return;
+    const auto text = read_record_file(path);
+    if (!text || !text.value().has_value()) continue;
+    const auto read = decode_run_record(*text.value());
+    if (read && is_deleted(read.value())) ::unlink(path.c_str());
+  }
 }
 
 // Defeats: the server answers a write, and the power fails. If the record still said `clean`, the next server would take

@@ -78,6 +78,7 @@ class Identity {
   void live_without_record(const Error& cause);
   Status save(StoreRecord record);
   Status save_run(bool healthy);
+  void sweep_run_folder() const;
   std::string run_path() const;
   void move_after_failed_sync(int error);
 

@@ -126,6 +126,32 @@ TEST_F(IdentityTest, AKillOnTheSameBootKeepsIt) {
   expect_kept(before, "killed again, before it was written to");
 }
 
+// The record that a killed server has left goes when its store was deleted, and stays while the store is there or may be on
+// a file system that is not mounted.
+TEST_F(IdentityTest, TheRunRecordOfADeletedStoreGoesAtTheNextStart) {
+  const auto other_opened = [&](const std::string& name) {
+    options_.store = folder_ + "/" + name;
+    options_.record_path = options_.store + ".netblk";
+    return opened();
+  };
+  std::ofstream(folder_ + "/kept") << "there";
+  std::ofstream(folder_ + "/deleted") << "there";
+  fs::create_directory(folder_ + "/gone");
+  std::ofstream(folder_ + "/gone/image") << "there";
+  for (const char* name : {"kept", "deleted", "gone/image"}) other_opened(name);
+  EXPECT_EQ(run_records(), 3u);
+  fs::remove(folder_ + "/deleted");
+  fs::remove_all(folder_ + "/gone");
+  std::ofstream(run_folder() + "/store-of-another-kind") << "none of ours";
+  std::ofstream(folder_ + "/new") << "there";
+  const auto newer = other_opened("new");
+  // that of the new store, the kept one, the one whose folder is away, and the foreign file
+  EXPECT_EQ(run_records(), 4u);
+  options_.store = folder_ + "/kept";
+  options_.record_path = options_.store + ".netblk";
+  expect_kept(decided()->generation(), "still there");
+}
+
 TEST_F(IdentityTest, AKillBeforeTheFirstWriteKeepsItEvenAfterAReboot) {
   const auto before = opened()->generation();
   options_.boot_id = "boot-2";

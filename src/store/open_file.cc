@@ -9,6 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <filesystem>
 #include <fstream>
@@ -49,7 +50,25 @@ pid_t lock_holder(int fd) {
   return 0;
 }
 
-std::string holder_text(pid_t pid) { return pid > 0 ? fmt::format(" (process {})", pid) : std::string(); }
+// "netblk volume scrub": the words of its command line that are neither options nor paths.
+std::string command_of(pid_t pid) {
+  std::ifstream file(fmt::format("/proc/{}/cmdline", pid));
+  std::string text;
+  size_t words = 0;
+  for (std::string word; words < 4 && std::getline(file, word, '\0'); ++words) {
+    if (words == 0) word.erase(0, word.rfind('/') + 1);
+    const auto is_plain = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '-'; };
+    if (word.empty() || word.front() == '-' || !std::all_of(word.begin(), word.end(), is_plain)) break;
+    text += (text.empty() ? "" : " ") + word;
+  }
+  return text;
+}
+
+std::string holder_text(pid_t pid) {
+  if (pid <= 0) return "another process";
+  const std::string command = command_of(pid);
+  return command.empty() ? fmt::format("process {}", pid) : fmt::format("process {} ({})", pid, command);
+}
 
 }  // namespace
 
@@ -66,10 +85,11 @@ Status lock_file(int fd, const FileOptions& options) {
     const pid_t holder = lock_holder(fd);
     // Waiting for oneself is vain.
     if (clock.now_ms() >= give_up_at || holder == ::getpid())
-      return make_error(holder == ::getpid() ? EBUSY : EAGAIN, "{} is in use by another {}{}: stop that one first, or use another file", options.path,
-                        holder == ::getpid() ? "export" : "server", holder_text(holder));
+      return holder == ::getpid() ? make_error(EBUSY, "{} is in use by another export: stop that one first, or use another file", options.path)
+                                  : make_error(EAGAIN, "{} is in use by {}: stop that one first, or wait for its end", options.path,
+                                               holder_text(holder));
     if (!told && options.on_wait)
-      options.on_wait(fmt::format("{} is in use{}; waiting up to {} s for it", options.path, holder_text(holder),
+      options.on_wait(fmt::format("{} is in use by {}; waiting up to {} s for it", options.path, holder_text(holder),
                                   options.lock_wait_ms / 1000));
     told = true;
   }

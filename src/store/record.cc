@@ -82,7 +82,8 @@ class Reader {
       into.push_back(static_cast<std::byte>(byte));
     }
   }
-  void end() { fail_unless(left_.empty()); }
+  bool at_end() const { return left_.empty(); }
+  void end() { fail_unless(at_end()); }
 
  private:
   std::string_view left_;
@@ -144,6 +145,8 @@ std::string encode(const RunRecord& record) {
   text += line("device", record.device);
   text += line("disk_sequence", record.disk_sequence);
   text += line("healthy", record.healthy ? 1 : 0);
+  text += line("store", record.store);
+  text += line("folder_device", record.folder_device);
   return with_sum(std::move(text));
 }
 
@@ -178,6 +181,11 @@ Result<RunRecord> decode_run_record(std::string_view text) {
   reader.number("device", record.device);
   reader.number("disk_sequence", record.disk_sequence);
   reader.flag("healthy", record.healthy);
+  // An earlier netblk wrote neither.
+  if (!reader.at_end()) {
+    record.store = reader.value_of("store");
+    reader.number("folder_device", record.folder_device);
+  }
   reader.end();
   if (!reader.good()) return make_error(EBADMSG, "its lines are not a record's");
   return record;

@@ -39,6 +39,10 @@ struct RunRecord {
   uint64_t device = 0;
   uint64_t disk_sequence = 0;
   bool healthy = false;  // no sync has failed
+  // Where the store was, so that the record of one that is deleted can go: a whole path (empty: it cannot be said in a
+  // line), and the file system of its folder.
+  std::string store;
+  uint64_t folder_device = 0;
 
   bool operator==(const RunRecord&) const = default;
 };

@@ -9,7 +9,9 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <span>
 
+#include "base/crc32c.h"
 #include "base/limits.h"
 
 namespace netblk::store {
@@ -31,7 +33,7 @@ StoreRecord some_record() {
 
 RunRecord some_run_record() {
   return {.uuid = random_id(), .counter = 7, .boot_id = "boot-1", .inode = 12, .device = 2049, .disk_sequence = 9,
-          .healthy = true};
+          .healthy = true, .store = "/a disk/image", .folder_device = 2049};
 }
 
 class RecordFile : public testing::Test {
@@ -59,6 +61,19 @@ TEST(Record, RoundTrip) {
   const auto run_read = decode_run_record(encode(run));
   ASSERT_TRUE(run_read.ok()) << run_read.error().message;
   EXPECT_EQ(run_read.value(), run);
+}
+
+// A server is killed, and a newer netblk takes its place: what the old one left is still believed.
+TEST(Record, ARunRecordOfAnEarlierNetblkHasNoPath) {
+  RunRecord run = some_run_record();
+  run.store.clear();
+  run.folder_device = 0;
+  std::string text = encode(run);
+  text.resize(text.find("store \n"));
+  text += fmt::format("crc32c {:08x}\n", crc32c(std::as_bytes(std::span(text))));
+  const auto read = decode_run_record(text);
+  ASSERT_TRUE(read.ok()) << read.error().message;
+  EXPECT_EQ(read.value(), run);
 }
 
 // No bit may turn, and no end may be missing, and still leave a record that is believed.

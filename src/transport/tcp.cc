@@ -40,8 +40,10 @@ Result<AddressList> resolve(const std::string& host, uint16_t port, int flags) {
   hints.ai_flags = flags | AI_NUMERICSERV;
   addrinfo* list = nullptr;
   const int error = ::getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &list);
-  if (error != 0) return make_error(EINVAL, "cannot resolve host {}: {}", host, ::gai_strerror(error));
-  return AddressList(list, &::freeaddrinfo);
+  if (error == 0) return AddressList(list, &::freeaddrinfo);
+  // Of a peer it may pass: its name is not known while the network, or its name server, is not there yet.
+  const bool may_pass = (flags & AI_PASSIVE) == 0 && (error == EAI_AGAIN || error == EAI_FAIL || error == EAI_NONAME);
+  return make_error(may_pass ? EHOSTUNREACH : EINVAL, "cannot resolve host {}: {}", host, ::gai_strerror(error));
 }
 
 Result<io::UniqueFd> bind_to(int family, const sockaddr* address, socklen_t length, bool dual_stack) {

@@ -165,9 +165,12 @@ TEST(Tcp, AHostThatIsNoneIsRefusedInWords) {
   for (const char* host : {"256.1.1.1", "1.2.3.4.5", "no such host", "[::1"}) {
     const auto listener = listen_at(host, 0);
     ASSERT_FALSE(listener.ok()) << host;
+    EXPECT_EQ(listener.error().code, EINVAL) << host;
     EXPECT_NE(listener.error().message.find(host), std::string::npos) << listener.error().message;
     const auto client = tcp_connect(host, 10809, 1000);
     ASSERT_FALSE(client.ok()) << host;
+    // as of a machine that is away: a name server may be as well
+    EXPECT_EQ(client.error().code, EHOSTUNREACH) << host;
     EXPECT_NE(client.error().message.find(host), std::string::npos) << client.error().message;
   }
 }

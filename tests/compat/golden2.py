@@ -71,6 +71,7 @@ def messages(crc):
         "reply-goodbye": say(n.GOODBYE, cookie=at["cookie"]),
         "reply-heartbeat": say(n.HEARTBEAT),
         "reply-resize": say(n.RESIZE, cookie=200 << 20),
+        "times-write": n.pack_times(n.WRITE, 3, 1_500_000, 5_000_000_000, crc),
     }
 
 

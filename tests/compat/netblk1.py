@@ -227,9 +227,10 @@ class Server:
             self.listener.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass
+        # Closed when nobody is about to use its number any more; dropped when there are no new ones.
+        self.thread.join()
         self.listener.close()
         self.drop_all()
-        self.thread.join(5)
         for th in self.threads:
             th.join(10)
         if not any(th.is_alive() for th in self.threads):
@@ -386,7 +387,9 @@ def main():
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, lambda *_: stop.set())
-    stop.wait()
+    # A signal may come to another thread, and wakes nobody then: what it calls is run here, once this one looks up.
+    while not stop.wait(1):
+        pass
     server.stop()
 
 

@@ -3,6 +3,7 @@
 
 It shares no code with the project. Blocking sockets; clarity before speed. The server is netblk2_server.py."""
 
+import collections
 import contextlib
 import ctypes
 import ctypes.util
@@ -21,14 +22,14 @@ MIN_SLOTS, MAX_SLOTS, MAX_CONNECTIONS = 16, 4096, 16
 MIN_MAX_PAYLOAD, MAX_PAYLOAD = 64 << 10, 32 << 20
 MIN_HEARTBEAT_MS, MAX_HEARTBEAT_MS, HEARTBEAT_PERIODS = 100, 600000, 3
 
-CRC32C, LZ4, ZSTD, HEARTBEATS, RESIZES = 1, 2, 3, 4, 5
-FEATURE_NAMES = {CRC32C: "crc32c", LZ4: "lz4", ZSTD: "zstd", HEARTBEATS: "heartbeat", RESIZES: "resize"}
+CRC32C, LZ4, ZSTD, HEARTBEATS, RESIZES, TIMED = 1, 2, 3, 4, 5, 6
+FEATURE_NAMES = {CRC32C: "crc32c", LZ4: "lz4", ZSTD: "zstd", HEARTBEATS: "heartbeat", RESIZES: "resize", TIMED: "times"}
 MANDATORY = 1
 
 H_WRITE, H_SHARED, H_TAKEOVER, H_INFO, H_LIST, H_BEGIN = 1, 2, 4, 8, 16, 32
 W_READ_ONLY, W_TRIM, W_NEW, W_ADOPTED, W_ROTATIONAL, W_MORE = 1, 2, 4, 8, 16, 32
 
-READ, WRITE, FLUSH, TRIM, WRITE_ZEROES, NOP, GOODBYE, HEARTBEAT, RESIZE = range(1, 10)
+READ, WRITE, FLUSH, TRIM, WRITE_ZEROES, NOP, GOODBYE, HEARTBEAT, RESIZE, TIMES = range(1, 11)
 FUA, NO_UNMAP, END_SESSION, F_LZ4, F_ZSTD = 1, 2, 4, 0x10, 0x20
 
 OK, EPERM, ENOENT, EIO, EAGAIN, ENOMEM, EBUSY, EINVAL, ENOSPC, EROFS, EPROTO, EOPNOTSUPP, ESHUTDOWN, ESTALE = (
@@ -40,7 +41,8 @@ WELCOME = struct.Struct(">8sIIIHH16s16sQQIIIIIHH")
 EXPORT = struct.Struct(">QII")
 REQUEST = struct.Struct(">BBHIQQIIII")
 REPLY = struct.Struct(">BBHIQIIII")
-assert (FEATURE.size, HELLO.size, WELCOME.size, EXPORT.size, REQUEST.size, REPLY.size) == (24, 96, 96, 16, 40, 32)
+TIMES_TOLD = struct.Struct(">BBHIQQII")
+assert (FEATURE.size, HELLO.size, WELCOME.size, EXPORT.size, REQUEST.size, REPLY.size, TIMES_TOLD.size) == (24, 96, 96, 16, 40, 32, 32)
 
 
 class Violation(Exception):
@@ -348,6 +350,20 @@ def pack_reply(type_, flags=0, slot=0, sequence=0, cookie=0, status=0, payload=b
     return header + struct.pack(">I", crc32c(header) if crc else 0) + payload
 
 
+def pack_times(request_type, count, server_ns, store_ns, crc=False, flags=0, reserved=0):
+    header = TIMES_TOLD.pack(TIMES, flags, request_type, count, server_ns, store_ns, reserved, 0)[:-4]
+    return header + struct.pack(">I", crc32c(header) if crc else 0)
+
+
+@dataclasses.dataclass
+class Times:
+    request_type: int
+    count: int
+    server_ns: int
+    store_ns: int
+    type: int = TIMES
+
+
 @dataclasses.dataclass
 class Reply:
     type: int
@@ -394,6 +410,8 @@ class Conn:
         self.cookie = 1000
         self.pushed = []  # sizes that the server pushed
         self.heartbeats = 0
+        self.times = []  # Times that the server told
+        self.untold = collections.Counter()  # replies by type, since the last of them
 
     def __enter__(self):
         return self
@@ -481,6 +499,8 @@ class Conn:
         type_, flags, slot, sequence, cookie, status, size, payload_crc, crc = REPLY.unpack(header)
         if self.crc and crc32c(header[:-4]) != crc:
             raise Violation("the checksum of a reply's header is wrong")
+        if type_ == TIMES:
+            return self.told(header)
         got = Reply(type_, flags, slot, sequence, cookie, status)
         if not READ <= type_ <= RESIZE:
             raise Violation(f"a reply of type {type_}")
@@ -509,16 +529,31 @@ class Conn:
             raise Violation("the checksum of a reply's payload is wrong")
         got.data = decompress(flags, payload, asked.length) if carries else b""
         del self.asked[cookie]
+        self.untold[type_] += 1
+        return got
+
+    def told(self, header):
+        _, flags, request_type, count, server_ns, store_ns, reserved, _ = TIMES_TOLD.unpack(header)
+        got = Times(request_type, count, server_ns, store_ns)
+        if self.welcome.feature(TIMED) is None:
+            raise Violation("times without the feature")
+        if flags or reserved or not READ <= request_type <= NOP:
+            raise Violation(f"times that cannot be: {header.hex()}")
+        if count == 0 or count != self.untold[request_type]:
+            raise Violation(f"times of {count} requests of type {request_type}; {self.untold[request_type]} were answered")
+        self.untold[request_type] = 0
         return got
 
     def reply(self, cookie=None):
-        """The next reply; heartbeats and new sizes are noted. With a cookie: it must be this one's."""
+        """The next reply; heartbeats, new sizes and times are noted. With a cookie: it must be this one's."""
         while True:
             got = self.message()
             if got.type == HEARTBEAT:
                 self.heartbeats += 1
             elif got.type == RESIZE:
                 self.pushed.append(got.cookie)
+            elif got.type == TIMES:
+                self.times.append(got)
             else:
                 if cookie is not None and got.cookie != cookie:
                     raise Violation(f"a reply to {got.cookie}, wanted {cookie}")
@@ -540,7 +575,7 @@ class Conn:
         return got.status
 
 
-ALL_FEATURES = (Feature(CRC32C), Feature(LZ4), Feature(ZSTD), Feature(HEARTBEATS, 60000), Feature(RESIZES))
+ALL_FEATURES = (Feature(CRC32C), Feature(LZ4), Feature(ZSTD), Feature(HEARTBEATS, 60000), Feature(RESIZES), Feature(TIMED))
 
 
 class Session:

@@ -25,7 +25,7 @@ import netblk1
 import netblk2
 from netblk2 import (CRC32C, EAGAIN, EBUSY, EINVAL, EIO, ENOENT, EOPNOTSUPP, EPERM, EPROTO, EROFS, ESTALE, ESHUTDOWN,
                      END_SESSION, F_LZ4, F_ZSTD, FLUSH, FUA, GOODBYE, H_BEGIN, H_INFO, H_LIST, H_SHARED, H_TAKEOVER, H_WRITE, HEARTBEAT,
-                     HEARTBEATS, ID0, LZ4, NO_UNMAP, NOP, OK, READ, RESIZE, RESIZES, TRIM, W_ADOPTED, W_MORE, W_NEW, W_READ_ONLY,
+                     HEARTBEATS, ID0, LZ4, NO_UNMAP, NOP, OK, READ, RESIZE, RESIZES, TIMED, TRIM, W_ADOPTED, W_MORE, W_NEW, W_READ_ONLY,
                      W_TRIM, WRITE, WRITE_ZEROES, ZSTD, Closed, Feature, Violation, Welcome, crc32c, recv_exact)
 
 # Faults that can be planted, each a way to break one rule of the text.
@@ -33,7 +33,7 @@ BUGS = {
     "none", "header-crc-ignored", "payload-crc-ignored", "replay-runs-again", "replay-status-lost", "gap-accepted",
     "slot-unchecked", "no-fence", "late-write", "epoch-ignored", "two-writers", "takeover-leaves-owner", "stale-adopted",
     "owner-not-durable", "adopts-any-store", "begins-unbidden", "released-adopted", "foreign-client", "feature-unoffered",
-    "mandatory-ignored", "no-heartbeat", "silent-peer-kept", "session-dies-with-peer", "no-resize", "goodbye-in-a-hurry",
+    "mandatory-ignored", "times-miscounted", "no-heartbeat", "silent-peer-kept", "session-dies-with-peer", "no-resize", "goodbye-in-a-hurry",
     "end-session-ignored", "cookie-lost", "over-max-served", "einval-closes", "refused-payload-not-drained", "flag-ignored",
     "type-ignored", "compressed-larger", "bad-compression-applied", "compression-unbidden", "welcome-crc",
     "list-repeats", "info-makes-session", "ride-along-dropped", "slow-hello-kept", "version-1-refused", "write-lost",
@@ -189,6 +189,7 @@ class Conn2:
         self.fenced = False
         self.running = 0  # handed to the store and not ended; under the export's lock
         self.send_lock = threading.Lock()
+        self.untold = {}  # type: [replies, nanoseconds in the server, in the store]; under send_lock
         self.session = self.export = None
         self.features = {}
         self.sent_at = time.monotonic()
@@ -328,6 +329,18 @@ class Conn2:
                 except OSError:
                     return
 
+    def tell_times(self):
+        while self.open:
+            time.sleep(0.2)
+            with self.send_lock:
+                told, self.untold = self.untold, {}
+                for type_, (count, server_ns, store_ns) in told.items():
+                    try:
+                        self.sock.sendall(netblk2.pack_times(type_, count + (self.bug == "times-miscounted"), server_ns, store_ns,
+                                                             CRC32C in self.features))
+                    except OSError:
+                        return
+
     def serve(self):
         if not self.greet():
             return
@@ -337,6 +350,8 @@ class Conn2:
             threading.Thread(target=self.keep_alive, daemon=True).start()
         if RESIZES in self.features:
             threading.Thread(target=self.push_sizes, daemon=True).start()
+        if TIMED in self.features:
+            threading.Thread(target=self.tell_times, daemon=True).start()
         crc = CRC32C in self.features
         first = True
         left = random.randrange(1, 2 * DROP) if DROP else -1
@@ -415,6 +430,7 @@ class Conn2:
 
     def take(self, type_, flags, slot, sequence, cookie, offset, length, payload):
         export, ledger = self.export, self.session.ledger
+        came_ns = time.monotonic_ns()
         with export.lock:
             if self.fenced and self.bug != "no-fence":
                 return
@@ -430,18 +446,20 @@ class Conn2:
             self.running += 1
 
         def work():
+            submitted_ns = time.monotonic_ns()
             if export.delay and type_ != NOP:
                 time.sleep(export.delay)
             status = self.refused(type_, offset, length)
             data = b""
             if not status and type_ != NOP:
                 status, data = export.run(type_, flags, offset, length, payload)
+            spent = submitted_ns - came_ns, time.monotonic_ns() - submitted_ns
             with export.lock:
                 entry[1] = status
                 self.running -= 1
                 try:
                     if not self.fenced or self.bug == "no-fence":
-                        self.reply(type_, slot, sequence, cookie, status, data)
+                        self.reply(type_, slot, sequence, cookie, status, data, spent)
                 except OSError:
                     self.shut()
                 export.lock.notify_all()
@@ -450,14 +468,20 @@ class Conn2:
         else:
             work()
 
-    def reply(self, type_, slot, sequence, cookie, status, data=b""):
+    def reply(self, type_, slot, sequence, cookie, status, data=b"", spent=(0, 0)):
         flags = 0
         if data and (LZ4 in self.features or ZSTD in self.features or self.bug == "compression-unbidden"):
             packed, flag = (netblk2.zstd_compress(data), F_ZSTD) if ZSTD in self.features else (netblk2.lz4_compress(data), F_LZ4)
             if len(packed) < len(data) or self.bug == "compressed-larger":
                 data, flags = packed, flag
-        self.send(netblk2.pack_reply(type_, flags, slot, sequence, 0 if self.bug == "cookie-lost" else cookie, status, data,
-                                     CRC32C in self.features))
+        whole = netblk2.pack_reply(type_, flags, slot, sequence, 0 if self.bug == "cookie-lost" else cookie, status, data,
+                                   CRC32C in self.features)
+        with self.send_lock:
+            self.sent_at = time.monotonic()
+            self.sock.sendall(whole)
+            if TIMED in self.features:
+                sums = self.untold.setdefault(type_, [0, 0, 0])
+                self.untold[type_] = [sums[0] + 1, sums[1] + spent[0], sums[2] + spent[1]]
 
     def goodbye(self, flags, cookie):
         export, session = self.export, self.session
@@ -553,7 +577,9 @@ def main():
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, lambda *_: stop.set())
-    stop.wait()
+    # A signal may come to another thread, and wakes nobody then: what it calls is run here, once this one looks up.
+    while not stop.wait(1):
+        pass
     server.stop()
 
 

@@ -165,10 +165,21 @@ class Server:
     def signal(self, sig):
         self.proc.send_signal(sig)
 
-    def stopped(self):
-        """By SIGSTOP, with every thread."""
-        states = [path.read_text().rsplit(")", 1)[1].split()[0] for path in pathlib.Path(f"/proc/{self.pid}/task").glob("*/stat")]
-        return all(state == "T" for state in states)
+    def stand_still(self):
+        """SIGSTOP, and returns when every thread has stopped: kill() returns before, and what is asked meanwhile is answered."""
+        def stopped():
+            states = []
+            for path in pathlib.Path(f"/proc/{self.pid}/task").glob("*/stat"):
+                try:
+                    states.append(path.read_text().rsplit(")", 1)[1].split()[0])
+                except (FileNotFoundError, ProcessLookupError):
+                    pass  # a thread that has ended meanwhile
+            return states and all(state == "T" for state in states)
+        self.signal(signal.SIGSTOP)
+        suite.wait_until(stopped, 120, "that every thread of the server has stopped")
+
+    def go_on(self):
+        self.signal(signal.SIGCONT)
 
     def wait(self, seconds=15):
         try:

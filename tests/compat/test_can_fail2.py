@@ -37,6 +37,7 @@ EXPECT = {
     "same-client-twice": (SESSIONS, ["a_new_session_fences"]),
     "session-dies-with-peer": (WIRE, ["silent_peer"]),
     "feature-unoffered": (WIRE, ["features_are_negotiated"]),
+    "times-miscounted": (WIRE, ["times"]),
     "mandatory-ignored": (WIRE, ["unknown_features"]),
     "no-heartbeat": (WIRE, ["heartbeats_both_ways"]),
     "silent-peer-kept": (WIRE, ["silent_peer"]),

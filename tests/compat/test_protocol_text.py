@@ -189,6 +189,11 @@ def test_golden_bytes_are_read_back(t):
                         continue
                     raise AssertionError(f"{name}: bit {bit} flipped, and nothing noticed")
             continue
+        if kind == "times":
+            *told, reserved, crc = netblk2.TIMES_TOLD.unpack(data)
+            check_eq(netblk2.pack_times(*told[2:], crc=crc != 0), data, name)
+            check_eq((told[0], crc), (netblk2.TIMES, netblk2.crc32c(data[:-4]) if name.endswith("-crc") else 0), name)
+            continue
         layout = netblk2.REQUEST if kind == "request" else netblk2.REPLY
         *_, size, payload_crc, crc = layout.unpack_from(data)
         check_eq(size, len(data) - layout.size, f"{name}: payload_length")
@@ -218,7 +223,7 @@ def test_the_independent_constants_are_the_texts(t):
     prefixes = {"H_": "NETBLK2_HELLO_", "W_": "NETBLK2_WELCOME_", "F_": "NETBLK2_", "": "NETBLK2_"}
     compared = set()
     own = {"CRC32C": "FEATURE_CRC32C", "LZ4": "FEATURE_LZ4", "ZSTD": "FEATURE_ZSTD", "HEARTBEATS": "FEATURE_HEARTBEAT",
-           "RESIZES": "FEATURE_RESIZE", "MANDATORY": "FEATURE_MANDATORY"}
+           "RESIZES": "FEATURE_RESIZE", "TIMED": "FEATURE_TIMES", "MANDATORY": "FEATURE_MANDATORY"}
     for name, number in vars(netblk2).items():
         if not name.isupper() or not isinstance(number, (int, bytes)) or name in ("ID0",):
             continue

@@ -489,7 +489,7 @@ def test_adoption_after_a_crash(t):
     uuid, generation, session_id = me.uuid, me.generation, me.session_id
     me.write(c, 0, A)
     lost = me.next(1)
-    s.signal(signal.SIGSTOP)
+    s.stand_still()
     c.request(WRITE, 1, lost, offset=512, length=512, data=B)  # never applied by this process
     s = restart(t, s)
     c.close()

@@ -184,9 +184,9 @@ def test_fio_verify_through_every_fault(t):
             time.sleep(rng.uniform(0, 0.8))
             server = serverproc.start_export(t, f"disk=file:{path}?size=64M", port=port)
         elif kind == "stop":
-            server.signal(signal.SIGSTOP)
+            server.stand_still()
             time.sleep(rng.uniform(0.1, 3))
-            server.signal(signal.SIGCONT)
+            server.go_on()
         elif kind == "cut":
             proxy.cut()
         else:

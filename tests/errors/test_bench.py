@@ -79,6 +79,16 @@ def test_sizes_and_depths(t):
 
 
 @test
+def test_a_time_in_which_nothing_ended(t):
+    """It goes on until something has: who asks for a rate is told one."""
+    server = start_export(t, "disk=mem:16M?delay-read-ms=1500")
+    out, _ = run(t, "bench", f"netblk://127.0.0.1:{server.port}/disk", "--seconds", "0.1", "--depth", "1", "--json")
+    result = json.loads(out)
+    check(result["reads"] > 0 and result["iops"] > 0 and result["errors"] == 0, f"{result}")
+    check(result["seconds"] > 0.1, f"{result}")
+
+
+@test
 def test_text(t):
     _, uri = serve(t)
     out, err = run(t, "bench", uri, "--seconds", "0.2")

@@ -440,11 +440,17 @@ def test_log_flood(t):
 
 # ---- signals
 
+# Seconds that a stop waits for a client that takes no reply, and for all of them.
+STALL, DRAIN = 5, 30
+
+
 def in_flight(t, sig):
     """Accepted is answered, answered is durable, and a connection ends between replies.
     Every WRITE has a sector and a pattern of its own: the file tells which were applied."""
-    for n in (512, 65536, MIB):
-        s = start(t, 300, t.tmp / f"disk-{n}.img")
+    def attempt(n):
+        path = t.tmp / f"disk-{n}.img"
+        path.unlink(missing_ok=True)
+        s = start(t, 300, path)
         many = min(2000, 250 * MIB // n)
         with s.client() as c:
             c.pipeline(b"".join(request(WRITE, i * (n // 512), n) + bytes([1 + i % 255]) * n for i in range(many)))
@@ -462,6 +468,8 @@ def in_flight(t, sig):
         torn = [i for i in range(many) if i not in set(applied) and any(disk[i * n:(i + 1) * n])]
         check_eq(torn, [], "WRITEs applied in part")
         check_eq(len(applied), answered, f"WRITEs of {n} applied and WRITEs answered")
+    for n in (512, 65536, MIB):
+        suite.in_time(STALL, lambda n=n: attempt(n))
 
 
 @test(timeout=90)
@@ -480,34 +488,38 @@ def test_sigterm_during_a_large_read(t):
     path = t.tmp / "disk.img"
     data = random.Random(1).randbytes(32 * MIB)
     path.write_bytes(data)
-    s = start(t, 1, path)
-    with s.client(rcvbuf=65536) as c:
-        c.send(request(READ, 0, 32 * MIB))
-        check_eq(c.status(), OK, "status")
-        first = c.recv(100000)
-        s.signal(signal.SIGTERM)
-        s.wait_log("to drain")
-        time.sleep(0.5)
-        # Stopped meanwhile, as by a debugger or a container's pause: what waits in the kernel is interrupted.
-        s.signal(signal.SIGSTOP)
-        suite.wait_until(s.stopped, 10, "the server to stop")
-        s.signal(signal.SIGCONT)
-        check_eq(first + c.recv(32 * MIB - 100000), data, "the reply under way at SIGTERM")
-        check_eq(c.drain_to_end(), b"", "bytes after it")
-    check_eq(s.wait(10), 0, "exit status")
+
+    def attempt():
+        s = start(t, 1, path)
+        with s.client(rcvbuf=65536) as c:
+            c.send(request(READ, 0, 32 * MIB))
+            check_eq(c.status(), OK, "status")
+            first = c.recv(100000)
+            s.signal(signal.SIGTERM)
+            s.wait_log("to drain")
+            time.sleep(0.5)
+            # Stopped meanwhile, as by a debugger or a container's pause: what waits in the kernel is interrupted.
+            s.stand_still()
+            s.go_on()
+            check_eq(first + c.recv(32 * MIB - 100000), data, "the reply under way at SIGTERM")
+            check_eq(c.drain_to_end(), b"", "bytes after it")
+        check_eq(s.wait(10), 0, "exit status")
+    suite.in_time(STALL, attempt)
 
 
 @test
 def test_sigterm_with_stuck_clients(t):
     """Clients that take no replies, or never finish a request, do not hold the exit for ever."""
-    s = start(t, 64)
-    stuck = [s.client(rcvbuf=4096) for _ in range(5)]
-    for c in stuck[:3]:
-        c.send(request(READ, 0, 32 * MIB) * 20)
-    stuck[3].send(request(WRITE, 0, MIB) + bytes(1000))
-    stuck[4].send(request(READ, 0, 512)[:5])
-    time.sleep(0.5)
-    s.stop(60)
+    def attempt():
+        s = start(t, 64)
+        stuck = [s.client(rcvbuf=4096) for _ in range(5)]
+        for c in stuck[:3]:
+            c.send(request(READ, 0, 32 * MIB) * 20)
+        stuck[3].send(request(WRITE, 0, MIB) + bytes(1000))
+        stuck[4].send(request(READ, 0, 512)[:5])
+        time.sleep(0.5)
+        s.stop(60)
+    suite.in_time(DRAIN, attempt)
 
 
 def timed_stop(t, sig):
@@ -533,15 +545,17 @@ def test_sigint_100_idle(t):
 
 @test
 def test_sigterm_refuses_new_connections(t):
-    s = start(t, 64)
-    with s.client(rcvbuf=4096) as c:
-        c.send(request(READ, 0, 32 * MIB))
-        c.status()
-        s.signal(signal.SIGTERM)
-        suite.wait_until(lambda: s.port not in {p for _, _, p in serverproc.listening()}, 5,
-                         "the listener closes while the drain goes on")
-        c.recv(32 * MIB)
-    check_eq(s.wait(10), 0, "exit status")
+    def attempt():
+        s = start(t, 64)
+        with s.client(rcvbuf=4096) as c:
+            c.send(request(READ, 0, 32 * MIB))
+            c.status()
+            s.signal(signal.SIGTERM)
+            suite.wait_until(lambda: s.port not in {p for _, _, p in serverproc.listening()}, 5,
+                             "the listener closes while the drain goes on")
+            c.recv(32 * MIB)
+        check_eq(s.wait(10), 0, "exit status")
+    suite.in_time(STALL, attempt)
 
 
 @test

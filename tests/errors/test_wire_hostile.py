@@ -611,7 +611,7 @@ def test_descriptors_run_out(t):
 
     def served():
         try:
-            with s.client(timeout=10) as c:
+            with s.client() as c:
                 return c.read(0, 512) == bytes(512)
         except (netblk1.Closed, OSError):
             return False

@@ -33,7 +33,7 @@ def call(*words, env=None):
 
 def install():
     if not PREFIX.exists():
-        call("cmake", "--install", BUILD, "--prefix", PREFIX)
+        call("cmake", "--install", BUILD, "--component", "client", "--prefix", PREFIX)
     return PREFIX
 
 

@@ -3,6 +3,7 @@
 """Our NBD client, through `netblk copy|info|list|bench`, against the servers of others: nbd-server, nbdkit, qemu-nbd,
 qemu-storage-daemon."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -457,10 +458,13 @@ def test_reading_survives_cuts(t):
         f.write(random.randbytes(48 * MIB))
     over_tcp(t, port)
     proxy = Proxy(t, port)
+    parts = (8, 16, 24, None)
+    proxy.hold(received=parts[0] * MIB)
     p = start(t, "copy", f"nbd://127.0.0.1:{proxy.port}/disk", t.tmp / "b")
-    for part in (8, 16, 24):
-        suite.wait_until(lambda: proxy.received > part * MIB or p.poll() is not None, 30, "a part of the copy")
+    for part, following in itertools.pairwise(parts):
+        suite.wait_until(lambda: proxy.received >= part * MIB or p.poll() is not None, 30, "a part of the copy")
         proxy.cut()
+        proxy.hold(received=following and following * MIB)
     _, err = p.communicate(timeout=60 * suite.TIME_SCALE)
     check_eq(p.returncode, 0, f"status; {err!r}")
     check_same(full, t.tmp / "b")
@@ -470,13 +474,16 @@ def cut_while_writing(t, *options):
     port = free_port()
     old_data(t.tmp / "served")
     over_tcp(t, port)
-    proxy = Proxy(t, port, rate=48 * MIB)
+    proxy = Proxy(t, port)
+    parts = (8, 20, 32, None)
+    proxy.hold(sent=parts[0] * MIB)
     a = t.tmp / "a"
     a.write_bytes(random.randbytes(SIZE))
     p = start(t, "copy", *options, a, f"nbd://127.0.0.1:{proxy.port}/disk")
-    for part in (8, 20, 32):
-        suite.wait_until(lambda: proxy.sent > part * MIB or p.poll() is not None, 30, "a part of the copy")
+    for part, following in itertools.pairwise(parts):
+        suite.wait_until(lambda: proxy.sent >= part * MIB or p.poll() is not None, 30, "a part of the copy")
         proxy.cut()
+        proxy.hold(sent=following and following * MIB)
     _, err = p.communicate(timeout=60 * suite.TIME_SCALE)
     return a, p.returncode, err.decode()
 
@@ -526,13 +533,15 @@ def test_another_disk_is_not_gone_on_with(t):
     port = free_port()
     old_data(t.tmp / "served")
     server = over_tcp(t, port)
-    proxy = Proxy(t, port, rate=24 * MIB)
+    proxy = Proxy(t, port)
+    proxy.hold(sent=4 * MIB)
     a = t.tmp / "a"
     a.write_bytes(random.randbytes(SIZE))
     p = start(t, "copy", "--reconnect", "trust", a, f"nbd://127.0.0.1:{proxy.port}/disk")
-    suite.wait_until(lambda: proxy.sent > 4 * MIB, 30, "the beginning")
+    suite.wait_until(lambda: proxy.sent >= 4 * MIB, 30, "the beginning")
     server.kill()
     server.wait()
+    proxy.hold()
     os.truncate(t.tmp / "served", 32 * MIB)
     before = (t.tmp / "served").read_bytes()
     over_tcp(t, port)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
-# name: (source to compile, file to change, text, instead)
+# name: (source to compile, file to change, text, instead[, the program's scenario])
 MUTANTS = {
     # A fence is confirmed before what it fences has ended.
     "fence-is-not-waited-for": ("src/server/session_table.cc", "src/server/session_table.cc",
@@ -57,24 +57,24 @@ MUTANTS = {
 }
 
 
-def commands(build):
+def commands(build, program):
     with open(build / "compile_commands.json", encoding="utf-8") as file:
         compile_of = {str(Path(each["file"]).relative_to(ROOT)): each["command"] for each in json.load(file)
                       if each["file"].startswith(str(ROOT))}
-    link = subprocess.run(["ninja", "-C", str(build), "-t", "commands", "netblk_sim"], stdout=subprocess.PIPE, check=True,
+    link = subprocess.run(["ninja", "-C", str(build), "-t", "commands", program], stdout=subprocess.PIPE, check=True,
                           text=True).stdout.strip().split("\n")[-1]
     return compile_of, link
 
 
-def make(name, build, folder, compile_of, link):
+def make(mutant, place, build, compile_of, link):
     """Builds the mutant; returns the program, or in words why there is none."""
-    source, changed, text, instead = MUTANTS[name]
+    source, changed, text, instead = mutant[:4]
     original = (ROOT / changed).read_text(encoding="utf-8")
     if original.count(text) != 1:
         return None, f"{changed} has the text to change {original.count(text)} times: adapt the mutant to the code"
-    place = Path(folder) / name
-    (place / "include" / "server").mkdir(parents=True)
     mutated = original.replace(text, instead)
+    folder = (place / "include" / Path(changed).relative_to("src")).parent
+    folder.mkdir(parents=True)
     if changed.endswith(".h"):
         (place / "include" / Path(changed).relative_to("src")).write_text(mutated, encoding="utf-8")
         to_compile = ROOT / source
@@ -91,42 +91,45 @@ def make(name, build, folder, compile_of, link):
     if result.returncode != 0:
         return None, "it does not compile: " + result.stdout[:600]
     # An object that comes before a library takes the place of the library's own.
-    program = place / "netblk_sim"
+    program = place / "mutant"
     linked = re.sub(r"-o \S+", f"{shlex.quote(str(place / 'mutant.o'))} -o {shlex.quote(str(program))}", link, count=1)
     result = subprocess.run(["bash", "-c", linked], cwd=build, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                             check=False)
     return (program, "") if result.returncode == 0 else (None, "it does not link: " + result.stdout[:600])
 
 
-def try_one(name, build, folder, found, seeds):
-    program, why = make(name, build, folder, *found)
+def try_one(name, mutant, build, folder, found, seeds):
+    program, why = make(mutant, Path(folder) / name, build, *found)
     if program is None:
         return name, False, why
-    result = subprocess.run([str(program), "--until-failure", "--seeds", f"1..{seeds}", "--jobs", "1"],
+    scenario = ["--scenario", mutant[4]] if len(mutant) > 4 else []
+    result = subprocess.run([str(program), *scenario, "--until-failure", "--seeds", f"1..{seeds}", "--jobs", "1"],
                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
     line = next((line for line in result.stdout.split("\n") if line.startswith("FAIL seed-")), "")
     os.unlink(program)
     return name, bool(line), line[len("FAIL "):].split("; replay")[0] or f"not noticed in {seeds} seeds"
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+def run(program, mutants, suite, seeds, text, rest=()):
+    """rest: names that only --full tries."""
+    parser = argparse.ArgumentParser(description=text.split("\n", maxsplit=1)[0])
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "release")
-    parser.add_argument("--seeds", type=int, default=8000, help="at most, for each mutant")
+    parser.add_argument("--seeds", type=int, default=seeds, help="at most, for each mutant")
+    parser.add_argument("--full", action="store_true", default=os.environ.get("NETBLK_FULL") == "1")
     parser.add_argument("name", nargs="*")
     arguments = parser.parse_args()
-    names = arguments.name or list(MUTANTS)
-    found = commands(arguments.build)
+    names = arguments.name or [name for name in mutants if arguments.full or name not in rest]
+    found = commands(arguments.build, program)
     passed = failed = 0
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        jobs = [pool.submit(try_one, name, arguments.build, folder, found, arguments.seeds) for name in names]
+        jobs = [pool.submit(try_one, name, mutants[name], arguments.build, folder, found, arguments.seeds) for name in names]
         for job in jobs:
             name, noticed, words = job.result()
             passed, failed = passed + noticed, failed + (not noticed)
             print(f"PASS mutant-{name}: {words}" if noticed else f"FAIL mutant-{name}: {words}", flush=True)
-    print(f"suite sim-mutants: {passed} passed, {failed} failed, 0 skipped")
+    print(f"suite {suite}: {passed} passed, {failed} failed, 0 skipped")
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("netblk_sim", MUTANTS, "sim-mutants", 8000, __doc__))

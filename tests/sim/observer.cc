@@ -83,7 +83,8 @@ class Observer::Reader final : public Tap {
     if (bytes.size() < header) return 0;
     const auto type = static_cast<uint8_t>(bytes[0]);
     const auto flags = static_cast<uint8_t>(bytes[1]);
-    ways_[end].skip = load_be<uint32_t>(bytes.data() + (end == 0 ? 28 : 20));
+    const bool carries = end == 0 || type != NETBLK2_TIMES;
+    ways_[end].skip = carries ? load_be<uint32_t>(bytes.data() + (end == 0 ? 28 : 20)) : 0;
     World& world = observer_.world_;
     const uint64_t slot = uint64_t{type} << 32 | load_be<uint16_t>(bytes.data() + 2);
     const uint64_t sequence = load_be<uint32_t>(bytes.data() + 4);

@@ -6,14 +6,10 @@
 #include <cstdint>
 
 #include "sim/disk.h"
+#include "sim/seed_runner.h"
 #include "sim/world.h"
 
 namespace netblk::sim {
-
-struct RunResult {
-  uint64_t hash = 0;
-  uint64_t virtual_us = 0;
-};
 
 struct RunOptions {
   bool trace = false;

@@ -47,6 +47,15 @@ constexpr std::array<std::string_view, static_cast<size_t>(Count::kLast)> kCount
     "refused EAGAIN", "refused otherwise", "losses told", "losses acknowledged", "takeovers", "sessions ended by another hello of their own client process",
     "requests given up", "nops", "goodbyes", "replayed requests",
     "heartbeats", "reads with the hello", "compressed payloads", "blocks checked",
+    "crash states", "power cuts", "processes killed", "crashes in recovery", "clean closes", "changes", "reads", "flushes",
+    "recoveries without all that was answered", "snapshots", "snapshots compared", "failed operations of the disk",
+    "read errors", "writes that the disk had no room for", "requests refused with ENOSPC", "lost writes",
+    "stray writes", "lying syncs", "flipped bits in the disk", "silent faults noticed", "openings that found damage", "blocks collected",
+    "crash states of crashes in recovery", "operations failed one by one", "operations failed one by one in a recovery",
+    "silent faults one by one", "silent faults detected", "silent faults that changed nothing",
+    "silent faults that shortened history, told", "silent faults that shortened history, untold", "clones", "rewinds",
+    "deletions of snapshots and clones", "resizes of volumes", "moments of the history compared",
+    "streams sent", "streams received", "streams that broke",
 };
 
 }  // namespace

@@ -45,6 +45,13 @@ enum class Count : uint8_t {
   kNewSessions, kAddedConnections, kResumes, kAdoptions, kGenerationChanges, kRefusedBusy, kRefusedStale, kRefusedAgain,
   kRefusedOther, kLosses, kLossResets, kTakeovers, kSelfFenced, kGaveUp, kNops, kGoodbyes, kReplays,
   kHeartbeats, kRideAlongs, kCompressed, kBlockChecks,
+  // of volumes (tests/sim/volume)
+  kCrashStates, kPowerCuts, kProcessKills, kCrashesInRecovery, kCleanCloses, kVolumeChanges, kVolumeReads, kVolumeFlushes,
+  kShorterPrefixes, kSnapshots, kSnapshotChecks, kDiskErrors, kReadErrors, kDiskFull, kRefusedFull, kLostWrites,
+  kStrayWrites, kLyingSyncs, kBitFlips, kFaultsNoticed, kDamagedOpens, kBlocksCollected,
+  kRecoveryCrashStates, kErrorRuns, kErrorsInRecovery, kSilentFaults, kSilentDetected, kSilentHarmless, kSilentShortened,
+  kSilentShortenedUntold, kClones, kRewinds, kDeletions, kVolumeResizes, kMoments,
+  kSends, kReceives, kBrokenStreams,
   kLast,
 };
 std::string_view count_name(Count count);

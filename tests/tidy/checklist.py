@@ -6,15 +6,14 @@ Each of K1 to K24 has a row; each test of a row is in its case, with the row's n
 its name is in the row; and each case that is named has a row in the table of tests/vm/run.
 """
 import re
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from vm_table import CASES, ROOT, is_run, tell
+
 NUMBERS = range(1, 25)
 
 
 def tests_of(case):
-    text = (ROOT / "tests" / "vm" / "cases" / f"{case}.sh").read_text(encoding="utf-8")
+    text = (CASES / f"{case}.sh").read_text(encoding="utf-8")
     return re.findall(r"\b(?:t|both) ([A-Za-z0-9$_-]*K\d[^\s;]*)", text)
 
 
@@ -33,15 +32,14 @@ def problems():
         if found:
             rows[int(found.group(1))] = {part.split(":")[0].strip(): re.findall(r"`([^`]+)`", part)
                                          for part in found.group(2).split(";")}
-    for path in sorted((ROOT / "tests" / "vm" / "cases").glob("*.sh")):
+    for path in sorted(CASES.glob("*.sh")):
         known[path.stem] = tests_of(path.stem)
-    table = (ROOT / "tests" / "vm" / "run").read_text(encoding="utf-8")
     for number in NUMBERS:
         if number not in rows:
             yield f"docs/driver-checklist.md: no row of K{number}"
     for number, cases in rows.items():
         for case, patterns in cases.items():
-            if not re.search(rf"^(?:first|short|full) .*\| {case} +\|", table, re.MULTILINE):
+            if not is_run(case):
                 yield f"docs/driver-checklist.md: K{number} names the case {case}, which tests/vm/run never runs"
             for pattern in patterns:
                 if not any(matches(pattern, name) and number in numbers_in(name) for name in known.get(case, [])):
@@ -53,14 +51,5 @@ def problems():
                     yield f"tests/vm/cases/{case}.sh: the test {name} is not in the row of K{number} of docs/driver-checklist.md"
 
 
-def main():
-    found = list(problems())
-    for problem in found:
-        print(problem)
-    print("FAIL checklist: see above" if found else "PASS checklist")
-    print(f"suite checklist: {0 if found else 1} passed, {1 if found else 0} failed, 0 skipped")
-    sys.exit(1 if found else 0)
-
-
 if __name__ == "__main__":
-    main()
+    tell("checklist", problems())

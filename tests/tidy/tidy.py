@@ -29,6 +29,7 @@ ROOMS = {
     "block": {"coro"},
     "store": {"block", "io"},
     "store/filter": {"block", "io"},
+    "store/volume": {"block", "io"},
     "proto/netblk": {"base", "protocol"},
     "proto/nbd": {"base", "protocol"},
     "transport": {"io"},

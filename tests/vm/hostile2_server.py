@@ -17,6 +17,7 @@ connections. Bytes that no test file has are 0xEE.
   reset          half of the reply, then RST         heartbeat      a heartbeat with a cookie
   resize-odd     a size that is no whole blocks      resize-huge    a size of 2^63
   goodbye        a farewell that nobody asked for    unknown-type   a message of type 0x7f
+  times-count    times of more than it answered      times-type     times of a GOODBYE
   silent         no reply, and no heartbeat          stuck          no reply, but heartbeats
   edge           the reply comes as a time-out of ARGUMENT milliseconds does (hostile_server.py)
   early          an EIO before the data of a WRITE was received
@@ -37,7 +38,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import hostile_server  # noqa: E402
 import netblk2  # noqa: E402
 import netblk2_server  # noqa: E402
-from netblk2 import EIO, GOODBYE, HEARTBEAT, RESIZE, WRITE, pack_reply  # noqa: E402
+from netblk2 import EIO, GOODBYE, HEARTBEAT, RESIZE, WRITE, pack_reply, pack_times  # noqa: E402
 
 HONEST_BYTES = 1 << 20
 FAULT, EVERY, EDGE = "", 1, None
@@ -103,7 +104,7 @@ class Hostile(netblk2_server.Conn2):
         self.offsets[slot] = offset
         super().take(type_, flags, slot, sequence, cookie, offset, length, payload)
 
-    def reply(self, type_, slot, sequence, cookie, status, data=b""):
+    def reply(self, type_, slot, sequence, cookie, status, data=b"", spent=(0, 0)):
         crc = netblk2.CRC32C in self.features
         honest = pack_reply(type_, 0, slot, sequence, cookie, status, data, crc)
         if FAULT.startswith("welcome-") or FAULT == "early" or not strikes(self.offsets.get(slot, 0)):
@@ -128,6 +129,8 @@ class Hostile(netblk2_server.Conn2):
             "reset": lambda: honest[:len(honest) // 2], "heartbeat": lambda: pack_reply(HEARTBEAT, cookie=1, crc=crc) + honest,
             "resize-odd": lambda: pack_reply(RESIZE, cookie=1000001, crc=crc) + honest,
             "resize-huge": lambda: pack_reply(RESIZE, cookie=1 << 63, crc=crc) + honest,
+            "times-count": lambda: pack_times(type_, 4_000_000_000, 1, 1, crc) + honest,
+            "times-type": lambda: pack_times(GOODBYE, 1, 1, 1, crc) + honest,
             "goodbye": lambda: pack_reply(GOODBYE, crc=crc) + honest, "unknown-type": lambda: pack_reply(0x7F, crc=crc) + honest,
             "silent": lambda: b"", "stuck": lambda: b"",
         }[FAULT]()

@@ -85,6 +85,7 @@ until_true() {
 	local end=$((SECONDS + $1)) what=$2; shift 2
 	until "$@" > /dev/null 2>&1; do [ $SECONDS -lt $end ] || fail "$what did not come about"; sleep 0.05; done
 }
+. "$NETBLK_ROOT/tests/stand_still.sh"
 expect() { [ "$1" = "$2" ] || fail "${3:-value} is '$1', expected '$2'"; }
 # must_fail ERRNO-TEXT COMMAND...: fails, and says this
 must_fail() {
@@ -112,7 +113,7 @@ take_down() {
 		rm -f "$scratch/pids"
 	fi
 	umount $mnt 2>/dev/null
-	for i in $(seq 100); do
+	for i in $(seq 600); do
 		[ -d /sys/module/net_block_driver ] || break
 		rmmod net_block_driver 2>/dev/null && break; sleep 0.1
 	done

@@ -5,18 +5,17 @@
 #include <fuse_lowlevel.h>
 
 #include <fcntl.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <array>
 #include <cerrno>
-#include <condition_variable>
-#include <cstdlib>
 #include <cstring>
-#include <mutex>
+#include <future>
 #include <string_view>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -36,7 +35,11 @@ constexpr const char* kDiskName = "disk";
 // The largest data of one request: what the kernel's 256 pages per request carry.
 constexpr uint32_t kMaxIoBytes = 1u << 20;
 constexpr size_t kSlots = 64;
-// Neither size nor mode ever changes.
+// What is read in one go before other work of the loop has its turn: small requests reach the device, and leave for the
+// server, together; of large ones each goes on while the processor's cache still holds it.
+constexpr unsigned kTurnRequests = 32;
+constexpr size_t kTurnBytes = 256u << 10;
+// The mode never changes; of a new size the kernel is told.
 constexpr double kForeverSeconds = 1e6;
 
 // Where the kernel headers of the build do not name them.
@@ -46,10 +49,40 @@ constexpr int kZeroRange = 0x10;  // FALLOC_FL_ZERO_RANGE
 
 }  // namespace
 
+// Memory for one request as it is read: the headers end where a page begins, so that the data of a write, and what is
+// read for the kernel, are whole pages, which the kernel copies one by one.
+class RequestMemory {
+ public:
+  RequestMemory() = default;
+  RequestMemory(const RequestMemory&) = delete;
+  RequestMemory& operator=(const RequestMemory&) = delete;
+  ~RequestMemory() {
+    if (memory_ != nullptr) (void)::munmap(memory_, bytes());
+  }
+  // On first use: most disks never have all their requests in flight.
+  bool make() {
+    if (memory_ != nullptr) return true;
+    void* const memory = ::mmap(nullptr, bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) return false;
+    memory_ = static_cast<std::byte*>(memory);
+    return true;
+  }
+  std::byte* begin() const { return data() - kHeaderBytes; }
+  std::byte* data() const { return memory_ + page(); }
+
+ private:
+  static constexpr size_t kHeaderBytes = 80;  // fuse_in_header and fuse_write_in
+  static size_t page() { return static_cast<size_t>(::sysconf(_SC_PAGESIZE)); }
+  // The kernel wants room for more headers than a write has.
+  static size_t bytes() { return page() + kMaxIoBytes + page(); }
+  std::byte* memory_ = nullptr;
+};
+
 class FuseDisk::Session {
  public:
   Session(block::Device& device, io::Loop& loop, std::string directory, std::function<void()> on_closed)
-      : device_(device), loop_(loop), directory_(std::move(directory)), on_closed_(std::move(on_closed)) {
+      : device_(device), loop_(loop), directory_(std::move(directory)), on_closed_(std::move(on_closed)), begin_(*this),
+        again_(*this), news_(*this) {
     for (Slot& slot : slots_) {
       slot.session = this;
       slot.request.loop = &loop_;
@@ -61,18 +94,13 @@ class FuseDisk::Session {
   ~Session();
 
   Status start();
-  const std::string& directory() const { return directory_; }
+  Status show_size();
+  std::string path() const { return directory_ + "/" + kDiskName; }
 
  private:
   // One request of the kernel: its bytes as they were read, which hold a write's data and are reused for a read's.
-  struct Slot : io::Posted {
-    Slot()
-        : Posted([](coro::Runnable& self) {
-            auto& slot = static_cast<Slot&>(self);
-            slot.session->device_.submit(slot.request);
-          }),
-          request(*this) {}
-    ~Slot() { std::free(buffer.mem); }
+  struct Slot {
+    Slot() : request(*this) {}
 
     struct SlotRequest : Request {
       explicit SlotRequest(Slot& owner)
@@ -84,17 +112,31 @@ class FuseDisk::Session {
       Slot& slot;
     };
     Session* session = nullptr;
-    fuse_buf buffer{};
+    RequestMemory memory;
     fuse_req_t from = nullptr;
     SlotRequest request;
+  };
+
+  struct Begin : io::Posted {
+    explicit Begin(Session& of) : Posted([](coro::Runnable& self) { static_cast<Begin&>(self).session.begin(); }), session(of) {}
+    Session& session;
+  };
+  struct Again : coro::Runnable {
+    explicit Again(Session& of) : Runnable([](coro::Runnable& self) { static_cast<Again&>(self).session.take(); }), session(of) {}
+    Session& session;
+  };
+  struct News : io::Op {
+    explicit News(Session& of) : Op([](coro::Runnable& self) { static_cast<News&>(self).session.take(); }), session(of) {}
+    Session& session;
   };
 
   static Session& of(fuse_req_t from) { return *static_cast<Session*>(fuse_req_userdata(from)); }
   static const fuse_lowlevel_ops& operations();
 
-  void serve();
-  Slot& acquire();
+  void begin();
+  void take();
   void release(Slot& slot);
+  void ended();
   void submit(fuse_req_t from, Command command, uint64_t offset, uint64_t length, std::byte* data);
   void answer(Slot& slot);
   struct stat attributes(fuse_ino_t inode) const;
@@ -119,15 +161,21 @@ class FuseDisk::Session {
   const std::function<void()> on_closed_;
   fuse_session* session_ = nullptr;
   bool mounted_ = false;
-  std::thread reader_;
+  bool begun_ = false;  // the loop has it
+  io::UniqueFd watch_;  // an epoll descriptor that holds no reference to what it watches
+  std::promise<void> ended_;
+  std::future<void> end_ = ended_.get_future();
 
-  // Of the reading thread.
+  // Of the loop's thread.
+  Begin begin_;
+  Again again_;
+  News news_;
+  std::unique_ptr<io::Stream> readiness_;
   Slot* current_ = nullptr;  // the one being read or parsed; null once a request took it
+  bool starved_ = false;     // the kernel may have more, and no slot was free
+  bool over_ = false;        // the mount is gone
   uint64_t openers_ = 0;
-
-  std::mutex mutex_;  // a leaf: guards free_
-  std::condition_variable freed_;
-  std::vector<Slot*> free_;
+  std::vector<Slot*> free_;  // the one used last comes next: its memory is in the cache
   std::array<Slot, kSlots> slots_;
 };
 
@@ -167,59 +215,102 @@ Status FuseDisk::Session::start() {
                       errno_text(error));
   }
   mounted_ = true;
-  reader_ = std::thread([this] { serve(); });
+  // Whoever dies with operations in a ring is held by it for a while: the ring watches this, and not the mount itself,
+  // which has to fail its users at once.
+  watch_ = io::UniqueFd(::epoll_create1(EPOLL_CLOEXEC));
+  epoll_event event{.events = EPOLLIN, .data = {.ptr = nullptr}};
+  const int fd = fuse_session_fd(session_);
+  if (!watch_.valid() || ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK) != 0 ||
+      ::epoll_ctl(watch_.get(), EPOLL_CTL_ADD, fd, &event) != 0)
+    return make_error(errno, "cannot watch /dev/fuse: {}", errno_text(errno));
+  if (!free_.back()->memory.make()) return make_error(ENOMEM, "no memory for a request of FUSE");
+  begun_ = true;
+  loop_.post(begin_);
   return Ok{};
+}
+
+// The kernel forgets what it is told of the size while writes end, except of a truncation.
+Status FuseDisk::Session::show_size() {
+  struct stat found{};
+  if (device_.geometry().read_only) {
+    (void)fuse_lowlevel_notify_inval_inode(session_, kDiskInode, -1, 0);
+    if (::stat(path().c_str(), &found) == 0) return Ok{};
+  } else if (::truncate(path().c_str(), static_cast<off_t>(device_.size_bytes())) == 0) {
+    return Ok{};
+  }
+  return make_error(errno, "the kernel does not take the new size of {}: {}", path(), errno_text(errno));
 }
 
 FuseDisk::Session::~Session() {
   if (mounted_) {
-    // Not by libfuse, which closes the descriptor first: the reader and late answers would then use its number, which
-    // may belong to another file by then.
+    // Not by libfuse, which closes the descriptor first: late answers would then use its number, which may belong to
+    // another file by then.
     if (::umount2(directory_.c_str(), MNT_DETACH | UMOUNT_NOFOLLOW) != 0)
       log_warning("cannot unmount {}: {}", directory_, errno_text(errno));
-    reader_.join();
-    std::unique_lock lock(mutex_);
-    freed_.wait(lock, [this] { return free_.size() == kSlots; });
-    lock.unlock();
+    if (begun_) end_.wait();
     fuse_session_unmount(session_);
   }
   if (session_ != nullptr) fuse_session_destroy(session_);
 }
 
-FuseDisk::Session::Slot& FuseDisk::Session::acquire() {
-  std::unique_lock lock(mutex_);
-  freed_.wait(lock, [this] { return !free_.empty(); });
-  Slot& slot = *free_.back();
-  free_.pop_back();
-  return slot;
+void FuseDisk::Session::begin() {
+  readiness_ = loop_.make_stream(std::move(watch_));
+  take();
+}
+
+// Reads what the kernel has, until it has nothing. Ends when the mount is gone: the kernel lets nobody open the file then,
+// and the last opener has closed it.
+void FuseDisk::Session::take() {
+  size_t bytes = 0;
+  for (unsigned requests = 0; requests < kTurnRequests && bytes < kTurnBytes;) {
+    if (free_.empty()) {
+      starved_ = true;
+      return;
+    }
+    Slot& slot = *free_.back();
+    if (!slot.memory.make()) {
+      // Those that have memory are at the end of the list, so all of them are in flight, and one comes back.
+      NETBLK_CHECK(free_.size() < kSlots, "no memory for one request");
+      starved_ = true;
+      return;
+    }
+    fuse_buf buffer{};
+    buffer.mem = slot.memory.begin();
+    const int got = fuse_session_receive_buf(session_, &buffer);
+    if (got > 0) {
+      free_.pop_back();
+      current_ = &slot;
+      fuse_session_process_buf(session_, &buffer);
+      if (current_ != nullptr) free_.push_back(std::exchange(current_, nullptr));
+      ++requests;
+      bytes += static_cast<size_t>(got);
+      continue;
+    }
+    if (got == -EINTR) continue;
+    if (got == -EAGAIN) {
+      const bool at_once = readiness_->readable(news_);
+      NETBLK_CHECK(!at_once, "a loop cannot wait for /dev/fuse");
+      return;
+    }
+    if (got < 0 && got != -ENODEV) log_error("reading from /dev/fuse failed: {}", errno_text(-got));
+    over_ = true;
+    if (free_.size() == kSlots) ended();
+    return;
+  }
+  coro::ReadyQueue::current().push(again_);
 }
 
 void FuseDisk::Session::release(Slot& slot) {
-  {
-    const std::lock_guard lock(mutex_);
-    free_.push_back(&slot);
-    // Under the lock: the destructor may go on as soon as it is open.
-    freed_.notify_one();
-  }
+  free_.push_back(&slot);
+  if (std::exchange(starved_, false)) coro::ReadyQueue::current().push(again_);
+  if (over_ && free_.size() == kSlots) ended();
 }
 
-// Ends when the mount is gone: the kernel lets nobody open the file then, and the last opener has closed it.
-void FuseDisk::Session::serve() {
-  for (;;) {
-    Slot& slot = acquire();
-    const int got = fuse_session_receive_buf(session_, &slot.buffer);
-    if (got > 0) {
-      current_ = &slot;
-      fuse_session_process_buf(session_, &slot.buffer);
-      if (current_ != nullptr) release(slot);
-      current_ = nullptr;
-      continue;
-    }
-    release(slot);
-    if (got == -EINTR || got == -EAGAIN) continue;
-    if (got < 0 && got != -ENODEV) log_error("reading from /dev/fuse failed: {}", errno_text(-got));
-    return;
-  }
+// The last of the session on the loop: whoever waits destroys it.
+void FuseDisk::Session::ended() {
+  readiness_.reset();
+  std::promise<void> told = std::move(ended_);
+  told.set_value();
 }
 
 void FuseDisk::Session::submit(fuse_req_t from, Command command, uint64_t offset, uint64_t length, std::byte* data) {
@@ -229,7 +320,7 @@ void FuseDisk::Session::submit(fuse_req_t from, Command command, uint64_t offset
   slot.request.offset = offset;
   slot.request.length = length;
   slot.request.data = data;
-  loop_.post(slot);
+  device_.submit(slot.request);
 }
 
 void FuseDisk::Session::answer(Slot& slot) {
@@ -258,7 +349,7 @@ struct stat FuseDisk::Session::attributes(fuse_ino_t inode) const {
   } else {
     result.st_mode = S_IFREG | (device_.geometry().read_only ? 0400 : 0600);
     result.st_nlink = 1;
-    result.st_size = static_cast<off_t>(device_.geometry().size_bytes);
+    result.st_size = static_cast<off_t>(device_.size_bytes());
     result.st_blksize = 4096;
     result.st_blocks = result.st_size / 512;
   }
@@ -290,12 +381,14 @@ void FuseDisk::Session::on_getattr(fuse_req_t from, fuse_ino_t inode, fuse_file_
   (void)fuse_reply_attr(from, &result, kForeverSeconds);
 }
 
-// Times may be set, to no effect; a disk is not truncated, and its owner and mode are fixed.
-void FuseDisk::Session::on_setattr(fuse_req_t from, fuse_ino_t inode, struct stat* /*wanted*/, int which,
+// Times may be set, to no effect; a disk is not truncated, but to the size that it has: that is show_size(). Its owner and
+// mode are fixed.
+void FuseDisk::Session::on_setattr(fuse_req_t from, fuse_ino_t inode, struct stat* wanted, int which,
                                    fuse_file_info* /*file*/) {
-  if ((which & (FUSE_SET_ATTR_SIZE | FUSE_SET_ATTR_MODE | FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID)) != 0)
-    return (void)fuse_reply_err(from, EPERM);
   const struct stat result = of(from).attributes(inode);
+  if ((which & (FUSE_SET_ATTR_MODE | FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID)) != 0 ||
+      ((which & FUSE_SET_ATTR_SIZE) != 0 && wanted->st_size != result.st_size))
+    return (void)fuse_reply_err(from, EPERM);
   (void)fuse_reply_attr(from, &result, kForeverSeconds);
 }
 
@@ -340,18 +433,18 @@ void FuseDisk::Session::on_release(fuse_req_t from, fuse_ino_t /*inode*/, fuse_f
 void FuseDisk::Session::on_read(fuse_req_t from, fuse_ino_t /*inode*/, size_t size, off_t offset,
                                 fuse_file_info* /*file*/) {
   Session& self = of(from);
-  const uint64_t end = self.device_.geometry().size_bytes;
+  const uint64_t end = self.device_.size_bytes();
   const auto start = static_cast<uint64_t>(offset);
   if (offset < 0 || size > kMaxIoBytes) return (void)fuse_reply_err(from, EINVAL);
   if (start >= end || size == 0) return (void)fuse_reply_buf(from, nullptr, 0);
   const uint64_t length = size < end - start ? size : end - start;
-  self.submit(from, Command::kRead, start, length, static_cast<std::byte*>(self.current_->buffer.mem));
+  self.submit(from, Command::kRead, start, length, self.current_->memory.data());
 }
 
 void FuseDisk::Session::on_write(fuse_req_t from, fuse_ino_t /*inode*/, const char* data, size_t size, off_t offset,
                                  fuse_file_info* /*file*/) {
   Session& self = of(from);
-  const uint64_t end = self.device_.geometry().size_bytes;
+  const uint64_t end = self.device_.size_bytes();
   if (offset < 0 || static_cast<uint64_t>(offset) > end || size > end - static_cast<uint64_t>(offset))
     return (void)fuse_reply_err(from, ENOSPC);
   // The data lies in the slot's own buffer, which stays until the answer.
@@ -389,6 +482,7 @@ Result<std::unique_ptr<FuseDisk>> FuseDisk::mount(block::Device& device, io::Loo
   return std::unique_ptr<FuseDisk>(new FuseDisk(std::move(session)));
 }
 
-std::string FuseDisk::path() const { return session_->directory() + "/" + kDiskName; }
+Status FuseDisk::show_size() { return session_->show_size(); }
+std::string FuseDisk::path() const { return session_->path(); }
 
 }  // namespace netblk::attach

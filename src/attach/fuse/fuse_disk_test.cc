@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <cstdlib>
 #include <filesystem>
@@ -86,6 +87,26 @@ class FuseDiskTest : public ::testing::Test {
   std::unique_ptr<FuseDisk> disk_;
 };
 
+// Of a size that changes while it is in use, and with or without trim.
+class Elastic : public block::Device {
+ public:
+  Elastic(std::unique_ptr<block::Device> below, uint64_t size_bytes, bool can_trim = true)
+      : Device(geometry_of(*below, size_bytes, can_trim)), below_(std::move(below)) {}
+  void resize(uint64_t size_bytes) { set_size_bytes(size_bytes); }
+
+ private:
+  static block::Geometry geometry_of(const block::Device& below, uint64_t size_bytes, bool can_trim) {
+    block::Geometry geometry = below.geometry();
+    geometry.size_bytes = size_bytes;
+    geometry.can_trim = can_trim;
+    return geometry;
+  }
+  void start(block::Request& request, block::Completion completion) override {
+    forward(*below_, request, std::move(completion));
+  }
+  const std::unique_ptr<block::Device> below_;
+};
+
 std::vector<char> filled(size_t size, char value) { return std::vector<char>(size, value); }
 
 TEST_F(FuseDiskTest, IsOneFileOfTheDevicesSize) {
@@ -126,6 +147,69 @@ TEST_F(FuseDiskTest, EndsWhereTheDeviceEnds) {
   EXPECT_EQ(::ftruncate(file.get(), 0), -1);
   EXPECT_EQ(::ftruncate(file.get(), static_cast<off_t>(kSize) * 2), -1);
   EXPECT_EQ(device_->counters().writes, 0u);
+}
+
+TEST_F(FuseDiskTest, ShowsANewSizeWhenItIsTold) {
+  auto made = std::make_unique<Elastic>(memory(), kSize / 2);
+  Elastic& device = *made;
+  mount(std::move(made));
+  const io::UniqueFd file = open(O_RDWR);
+  const std::vector<char> out = filled(4096, 5);
+  // Writers all the while: the kernel takes no size from a question that a write overtook.
+  std::atomic<bool> enough{false};
+  std::thread writer([&] {
+    while (!enough) EXPECT_EQ(::pwrite(file.get(), out.data(), out.size(), 0), 4096);
+  });
+  for (const uint64_t size : {kSize, kSize / 4, kSize / 2}) {
+    device.resize(size);
+    ASSERT_TRUE(disk_->show_size().ok());
+    struct stat found{};
+    ASSERT_EQ(::fstat(file.get(), &found), 0);
+    EXPECT_EQ(static_cast<uint64_t>(found.st_size), size);
+    const auto end = static_cast<off_t>(size);
+    std::vector<char> in(4096);
+    EXPECT_EQ(::pwrite(file.get(), out.data(), out.size(), end - 4096), 4096);
+    EXPECT_EQ(::pread(file.get(), in.data(), in.size(), end - 4096), 4096);
+    EXPECT_EQ(in, out);
+    EXPECT_EQ(::pwrite(file.get(), out.data(), out.size(), end), -1);
+    EXPECT_EQ(::pread(file.get(), in.data(), in.size(), end), 0);
+  }
+  enough = true;
+  writer.join();
+}
+
+TEST_F(FuseDiskTest, AReadOnlyDeviceShowsANewSize) {
+  auto made = std::make_unique<Elastic>(store::make_readonly_filter(memory()), kSize / 2);
+  Elastic& device = *made;
+  mount(std::move(made));
+  const io::UniqueFd file = open(O_RDONLY);
+  std::vector<char> in(4096);
+  EXPECT_EQ(::pread(file.get(), in.data(), in.size(), static_cast<off_t>(kSize) - 4096), 0);
+  device.resize(kSize);
+  ASSERT_TRUE(disk_->show_size().ok());
+  EXPECT_EQ(::pread(file.get(), in.data(), in.size(), static_cast<off_t>(kSize) - 4096), 4096);
+}
+
+// What the loop takes in one turn is bounded: large and small requests of many askers all end.
+TEST_F(FuseDiskTest, LargeAndSmallRequestsMixed) {
+  mount(memory());
+  const io::UniqueFd file = open(O_RDWR);
+  std::atomic<int> right{0};
+  std::vector<std::thread> askers;
+  for (int i = 0; i < 8; ++i)
+    askers.emplace_back([&, i] {
+      const size_t size = i % 2 == 0 ? size_t{1} << 20 : 4096;
+      const auto offset = static_cast<off_t>(i) << 20;
+      for (int round = 0; round < 50; ++round) {
+        const std::vector<char> out = filled(size, static_cast<char>(i * 50 + round));
+        std::vector<char> in(size);
+        if (::pwrite(file.get(), out.data(), size, offset) == static_cast<ssize_t>(size) &&
+            ::pread(file.get(), in.data(), size, offset) == static_cast<ssize_t>(size) && in == out)
+          ++right;
+      }
+    });
+  for (std::thread& asker : askers) asker.join();
+  EXPECT_EQ(right, 8 * 50);
 }
 
 TEST_F(FuseDiskTest, FsyncIsAFlush) {
@@ -223,7 +307,7 @@ class LoopDeviceTest : public FuseDiskTest {
 
 TEST_F(LoopDeviceTest, IsABlockDeviceOfTheSameBytes) {
   mount(memory());
-  const auto node = loop_attach(disk_->path(), {.can_trim = true});
+  const auto node = loop_attach(disk_->path(), {});
   ASSERT_TRUE(node.ok()) << node.error().message;
   EXPECT_EQ(loop_backing_file(node.value()), disk_->path());
   {
@@ -246,6 +330,51 @@ TEST_F(LoopDeviceTest, IsABlockDeviceOfTheSameBytes) {
   }
   EXPECT_TRUE(loop_detach(node.value()).ok());
   while (loop_backing_file(node.value()) == disk_->path()) std::this_thread::yield();
+}
+
+TEST_F(LoopDeviceTest, FollowsTheSizeOfItsFile) {
+  auto made = std::make_unique<Elastic>(memory(), kSize / 2);
+  Elastic& device = *made;
+  mount(std::move(made));
+  const auto node = loop_attach(disk_->path(), {});
+  ASSERT_TRUE(node.ok()) << node.error().message;
+  for (const uint64_t wanted : {kSize, kSize / 4}) {
+    device.resize(wanted);
+    ASSERT_TRUE(disk_->show_size().ok());
+    const Status resized = loop_resize(node.value());
+    ASSERT_TRUE(resized.ok()) << resized.error().message;
+    const io::UniqueFd block(::open(node.value().c_str(), O_RDWR | O_CLOEXEC));
+    uint64_t size = 0;
+    EXPECT_EQ(::ioctl(block.get(), BLKGETSIZE64, &size), 0);
+    EXPECT_EQ(size, wanted);
+    const std::vector<char> out = filled(4096, 6);
+    EXPECT_EQ(::pwrite(block.get(), out.data(), out.size(), static_cast<off_t>(wanted) - 4096), 4096);
+    EXPECT_EQ(::fsync(block.get()), 0);
+  }
+  EXPECT_TRUE(loop_detach(node.value()).ok());
+  EXPECT_FALSE(loop_resize("/dev/loop-of-nobody").ok());
+}
+
+// What one disk refuses is nothing that the next one with the same number has to live with.
+TEST_F(LoopDeviceTest, ARefusedDiscardStaysWithItsDisk) {
+  const auto discard = [this] {
+    const auto node = loop_attach(disk_->path(), {});
+    ASSERT_TRUE(node.ok()) << node.error().message;
+    {
+      const io::UniqueFd block(::open(node.value().c_str(), O_RDWR | O_CLOEXEC));
+      const std::array<uint64_t, 2> range{0, 65536};
+      // Kernels say 0 or EOPNOTSUPP where the disk cannot: what was done is what counts.
+      (void)::ioctl(block.get(), BLKDISCARD, range.data());
+    }
+    EXPECT_TRUE(loop_detach(node.value()).ok());
+    while (loop_backing_file(node.value()) == disk_->path()) std::this_thread::yield();
+  };
+  for (const bool can_trim : {false, true, false, true}) {
+    disk_.reset();
+    mount(std::make_unique<Elastic>(memory(), kSize, can_trim));
+    discard();
+    EXPECT_EQ(device_->counters().trims, can_trim ? 1u : 0u);
+  }
 }
 
 TEST_F(LoopDeviceTest, ReadOnlyIsRefusedByTheKernel) {

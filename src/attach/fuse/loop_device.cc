@@ -39,13 +39,6 @@ std::string in_sysfs(const std::string& node, const char* attribute) {
   return "/sys/block/" + node.substr(node.rfind('/') + 1) + "/" + attribute;
 }
 
-void refuse_discard(const std::string& node) {
-  const std::string path = in_sysfs(node, "queue/discard_max_bytes");
-  const io::UniqueFd attribute = open_file(path, O_WRONLY);
-  if (!attribute.valid() || ::write(attribute.get(), "0", 1) != 1)
-    log_warning("cannot write 0 to {}: {}", path, errno_text(errno));
-}
-
 }  // namespace
 
 Result<std::string> loop_attach(const std::string& file, const LoopOptions& options) {
@@ -68,10 +61,7 @@ Result<std::string> loop_attach(const std::string& file, const LoopOptions& opti
     config.info.lo_flags = LO_FLAGS_DIRECT_IO | LO_FLAGS_PARTSCAN;
     if (options.read_only) config.info.lo_flags |= LO_FLAGS_READ_ONLY;
     std::strncpy(reinterpret_cast<char*>(config.info.lo_file_name), file.c_str(), LO_NAME_SIZE - 1);
-    if (::ioctl(device.get(), LOOP_CONFIGURE, &config) == 0) {
-      if (!options.can_trim) refuse_discard(node);
-      return node;
-    }
+    if (::ioctl(device.get(), LOOP_CONFIGURE, &config) == 0) return node;
     if (errno != EBUSY) return make_error(errno, "cannot configure {}: {}", node, errno_text(errno));
   }
   return make_error(EBUSY, "other processes took every free loop device first; try again");
@@ -87,6 +77,13 @@ Status loop_detach(const std::string& device) {
     std::this_thread::sleep_for(kBusyPause);
   }
   return make_error(errno, "cannot detach {}: {}", device, errno_text(errno));
+}
+
+Status loop_resize(const std::string& device) {
+  const io::UniqueFd node = open_file(device, O_RDONLY);
+  if (!node.valid()) return make_error(errno, "cannot open {}: {}", device, errno_text(errno));
+  if (::ioctl(node.get(), LOOP_SET_CAPACITY, 0) == 0) return Ok{};
+  return make_error(errno, "cannot resize {}: {}", device, errno_text(errno));
 }
 
 std::optional<std::string> loop_backing_file(const std::string& device) {

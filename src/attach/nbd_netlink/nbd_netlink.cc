@@ -23,6 +23,8 @@ constexpr uint32_t kMaxNumber = (1u << 20) - 1;  // minors
 
 // A time-out that nobody else would set: the kernel puts its own in its place on a socket that it takes.
 constexpr timeval kMark{.tv_sec = 86'399, .tv_usec = 0};
+// So that it has one for the moment. Requests that begin in that moment keep it.
+constexpr uint64_t kMomentS = 30;
 
 // Whether this kernel has the module as a file.
 bool module_is_there() {
@@ -111,23 +113,42 @@ Result<uint32_t> NbdNetlink::connect(const NbdSetup& setup, std::span<const int>
   return *number;
 }
 
-// The kernel answers the same whether it had a use for the socket; on one that it takes it sets a time-out.
-Result<bool> NbdNetlink::replace_dead(uint32_t number, const std::string& backend, int socket) {
+// The kernel answers the same whether it had a use for the socket; on one that it takes it sets its time-out, if it has one.
+Result<bool> NbdNetlink::replace_dead(uint32_t number, const std::string& backend, int socket, bool untimed) {
   timeval before{};
   socklen_t length = sizeof before;
   if (::getsockopt(socket, SOL_SOCKET, SO_SNDTIMEO, &before, &length) != 0 ||
       ::setsockopt(socket, SOL_SOCKET, SO_SNDTIMEO, &kMark, sizeof kMark) != 0)
     return make_error(errno, "cannot set a socket's time-out: {}", errno_text(errno));
   Status done = family_.ask(NBD_CMD_RECONFIGURE, [&](nl_msg* message) {
-    const int put = put_name(message, number, backend);
+    int put = put_name(message, number, backend);
+    if (put >= 0 && untimed) put = nla_put_u64(message, NBD_ATTR_TIMEOUT, kMomentS);
     return put < 0 ? put : put_sockets(message, std::span(&socket, 1));
   });
+  if (untimed) {
+    Status taken_back = family_.ask(NBD_CMD_RECONFIGURE, [&](nl_msg* message) {
+      const int put = put_name(message, number, backend);
+      return put < 0 ? put : nla_put_u64(message, NBD_ATTR_TIMEOUT, 0);
+    });
+    if (done) done = std::move(taken_back);
+  }
   if (!done) return make_error(done.error().code, "the kernel's nbd refuses a socket: {}", done.error().message);
   timeval after{};
   length = sizeof after;
   if (::getsockopt(socket, SOL_SOCKET, SO_SNDTIMEO, &after, &length) != 0)
     return make_error(errno, "cannot read a socket's time-out: {}", errno_text(errno));
+  if (untimed && ::setsockopt(socket, SOL_SOCKET, SO_SNDTIMEO, &before, sizeof before) != 0)
+    return make_error(errno, "cannot set a socket's time-out: {}", errno_text(errno));
   return after.tv_sec != kMark.tv_sec;
+}
+
+Status NbdNetlink::resize(uint32_t number, const std::string& backend, uint64_t size_bytes) {
+  Status done = family_.ask(NBD_CMD_RECONFIGURE, [&](nl_msg* message) {
+    const int put = put_name(message, number, backend);
+    return put < 0 ? put : nla_put_u64(message, NBD_ATTR_SIZE_BYTES, size_bytes);
+  });
+  if (!done) return make_error(done.error().code, "the kernel's nbd refuses a size: {}", done.error().message);
+  return Ok{};
 }
 
 // A reconfiguration that changes nothing is refused where there is nothing to reconfigure.

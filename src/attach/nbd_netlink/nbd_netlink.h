@@ -38,7 +38,11 @@ class NbdNetlink {
 
   // Takes the place of one dead socket. False: none is dead, and the kernel has no use for it.
   // EINVAL: the disk is no longer connected, or is another's (backend).
-  Result<bool> replace_dead(uint32_t number, const std::string& backend, int socket);
+  // untimed: of a disk without a time-out for requests.
+  Result<bool> replace_dead(uint32_t number, const std::string& backend, int socket, bool untimed);
+
+  // The disk is as large from now on, for who has it open as well. EINVAL as above.
+  Status resize(uint32_t number, const std::string& backend, uint64_t size_bytes);
 
   // Whether the disk is connected and of this backend.
   Result<bool> is_ours(uint32_t number, const std::string& backend);

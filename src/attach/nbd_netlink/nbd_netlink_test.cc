@@ -94,24 +94,32 @@ class FakeKernel {
         Bytes().put(nlmsgerr{.error = -error, .msg = heard_}).more(extended));
   }
 
+  Bytes hear() {
+    Bytes heard;
+    std::array<uint8_t, 8192> buffer{};
+    const ssize_t got = ::recv(fd_, buffer.data(), buffer.size(), 0);
+    if (got >= static_cast<ssize_t>(sizeof heard_)) {
+      std::memcpy(&heard_, buffer.data(), sizeof heard_);
+      heard.insert(heard.end(), buffer.begin() + sizeof heard_, buffer.begin() + got);
+    }
+    return heard;
+  }
+
   // `act` asks; the kernel hears it and does `then`. What was heard behind netlink's own header.
   template <class Act, class Then>
-  Bytes while_asked(Act act, Then then) {
+  Bytes while_asked(Act act, Then then, int asked = 1) {
     Bytes heard;
     std::thread kernel([&] {
-      std::array<uint8_t, 8192> buffer{};
-      const ssize_t got = ::recv(fd_, buffer.data(), buffer.size(), 0);
-      if (got >= static_cast<ssize_t>(sizeof heard_)) {
-        std::memcpy(&heard_, buffer.data(), sizeof heard_);
-        heard.insert(heard.end(), buffer.begin() + sizeof heard_, buffer.begin() + got);
-      }
+      heard = hear();
       then();
     });
     act();
     kernel.join();
     EXPECT_EQ(heard_.nlmsg_type, kFamily);
     EXPECT_EQ(heard_.nlmsg_flags, NLM_F_REQUEST | NLM_F_ACK);
-    EXPECT_EQ(heard_.nlmsg_len, sizeof heard_ + heard.size());
+    if (asked == 1) {
+      EXPECT_EQ(heard_.nlmsg_len, sizeof heard_ + heard.size());
+    }
     return heard;
   }
 
@@ -172,17 +180,20 @@ TEST(NbdNetlinkTest, ReplaceDisconnectAndAsk) {
   NbdNetlink nbd = kernel.nbd();
   const Bytes who = Bytes().u32(NBD_ATTR_INDEX, 4).text(NBD_ATTR_BACKEND_IDENTIFIER, "mine");
   const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  Bytes heard = kernel.while_asked([&] { EXPECT_FALSE(nbd.replace_dead(4, "mine", fd).value()) << "the kernel left it alone"; },
+  Bytes heard = kernel.while_asked([&] { EXPECT_FALSE(nbd.replace_dead(4, "mine", fd, false).value()) << "the kernel left it alone"; },
                                    [&] { kernel.end(0); });
   EXPECT_EQ(heard, command(NBD_CMD_RECONFIGURE, Bytes(who).more(sockets({static_cast<uint32_t>(fd)}))));
-  kernel.while_asked([&] { EXPECT_TRUE(nbd.replace_dead(4, "mine", fd).value()); },
+  kernel.while_asked([&] { EXPECT_TRUE(nbd.replace_dead(4, "mine", fd, false).value()); },
                      [&] {
                        const timeval taken{.tv_sec = 10, .tv_usec = 0};  // as the kernel does
                        EXPECT_EQ(::setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &taken, sizeof taken), 0);
                        kernel.end(0);
                      });
-  kernel.while_asked([&] { EXPECT_EQ(nbd.replace_dead(4, "mine", fd).error().code, EINVAL); }, [&] { kernel.end(EINVAL); });
+  kernel.while_asked([&] { EXPECT_EQ(nbd.replace_dead(4, "mine", fd, false).error().code, EINVAL); }, [&] { kernel.end(EINVAL); });
   ::close(fd);
+  heard = kernel.while_asked([&] { EXPECT_TRUE(nbd.resize(4, "mine", uint64_t{7} << 33)); }, [&] { kernel.end(0); });
+  EXPECT_EQ(heard, command(NBD_CMD_RECONFIGURE, Bytes(who).u64(NBD_ATTR_SIZE_BYTES, uint64_t{7} << 33)));
+  kernel.while_asked([&] { EXPECT_EQ(nbd.resize(4, "mine", 512).error().code, EINVAL); }, [&] { kernel.end(EINVAL); });
   heard = kernel.while_asked([&] { EXPECT_TRUE(nbd.is_ours(4, "mine").value()); }, [&] { kernel.end(0); });
   EXPECT_EQ(heard, command(NBD_CMD_RECONFIGURE, who));
   kernel.while_asked([&] { EXPECT_FALSE(nbd.is_ours(4, "mine").value()); }, [&] { kernel.end(EINVAL); });
@@ -190,6 +201,34 @@ TEST(NbdNetlinkTest, ReplaceDisconnectAndAsk) {
   heard = kernel.while_asked([&] { EXPECT_TRUE(nbd.disconnect(4)); }, [&] { kernel.end(0); });
   EXPECT_EQ(heard, command(NBD_CMD_DISCONNECT, Bytes().u32(NBD_ATTR_INDEX, 4)));
   kernel.while_asked([&] { EXPECT_EQ(nbd.disconnect(4).error().code, EPERM); }, [&] { kernel.end(EPERM); });
+}
+
+// A disk without a time-out has one for the moment, and neither it nor its socket keeps it.
+TEST(NbdNetlinkTest, ReplaceWhereThereIsNoTimeOut) {
+  FakeKernel kernel;
+  NbdNetlink nbd = kernel.nbd();
+  const Bytes who = Bytes().u32(NBD_ATTR_INDEX, 4).text(NBD_ATTR_BACKEND_IDENTIFIER, "mine");
+  const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  for (const bool taken : {true, false}) {
+    Bytes last;
+    const Bytes first = kernel.while_asked([&] { EXPECT_EQ(nbd.replace_dead(4, "mine", fd, true).value(), taken); },
+                                           [&] {
+                                             const timeval limit{.tv_sec = 30, .tv_usec = 0};
+                                             if (taken) (void)::setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+                                             kernel.end(0);
+                                             last = kernel.hear();
+                                             kernel.end(0);
+                                           },
+                                           2);
+    EXPECT_EQ(first, command(NBD_CMD_RECONFIGURE,
+                             Bytes(who).u64(NBD_ATTR_TIMEOUT, 30).more(sockets({static_cast<uint32_t>(fd)}))));
+    EXPECT_EQ(last, command(NBD_CMD_RECONFIGURE, Bytes(who).u64(NBD_ATTR_TIMEOUT, 0)));
+    timeval left{};
+    socklen_t length = sizeof left;
+    EXPECT_EQ(::getsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &left, &length), 0);
+    EXPECT_EQ(left.tv_sec, 0);
+  }
+  ::close(fd);
 }
 
 TEST(NbdNetlinkTest, AnswersThatMakeNoSense) {

@@ -40,7 +40,7 @@ Error no_module() {
   if (module_is_there(system.release)) return make_error(ENOENT, "the kernel's module ublk_drv is not loaded: modprobe ublk_drv");
   return make_error(ENOENT,
                     "this kernel ({}) has no module ublk_drv (CONFIG_BLK_DEV_UBLK, Linux 6.0 or later; Debian 12 has it in the "
-                    "kernel 6.12 of its backports): use another --via",
+                    "kernel 6.12 of its security archive, linux-image-6.12-amd64): use another --via",
                     system.release);
 }
 

@@ -226,9 +226,9 @@ std::unique_ptr<Listener> EpollLoop::make_listener(UniqueFd fd) {
 // One blocking file call: on a pool thread, then back on its loop to complete the operation.
 class FileJob final : public Job, public Posted {
  public:
-  enum class Call { kRead, kWrite, kDatasync, kPunchHole, kZeroRange };
+  enum class Call { kRead, kWrite, kReadVector, kWriteVector, kDatasync, kPunchHole, kZeroRange, kAllocate };
 
-  FileJob(Loop& loop, Op& op, Call call, int fd, std::byte* data, uint64_t length, uint64_t offset)
+  FileJob(Loop& loop, Op& op, Call call, int fd, void* data, uint64_t length, uint64_t offset)
       : Job([](Job& job) {
           auto& self = static_cast<FileJob&>(job);
           self.result_ = self.perform();
@@ -247,21 +247,28 @@ class FileJob final : public Job, public Posted {
       switch (call_) {
         case Call::kRead: result = ::pread(fd_, data_, length_, static_cast<off_t>(offset_)); break;
         case Call::kWrite: result = ::pwrite(fd_, data_, length_, static_cast<off_t>(offset_)); break;
+        case Call::kReadVector:
+          result = ::preadv(fd_, parts(), static_cast<int>(length_), static_cast<off_t>(offset_));
+          break;
+        case Call::kWriteVector: return write_vector_now(fd_, {parts(), length_}, offset_);
         case Call::kDatasync: result = ::fdatasync(fd_); break;
         case Call::kPunchHole: return fallocate_now(fd_, kPunchHoleMode, offset_, length_);
         case Call::kZeroRange: return fallocate_now(fd_, kZeroRangeMode, offset_, length_);
+        case Call::kAllocate: return fallocate_now(fd_, kAllocateMode, offset_, length_);
       }
       if (result >= 0) return static_cast<int32_t>(result);
       if (errno != EINTR) return -errno;
     }
   }
 
+  const iovec* parts() const { return static_cast<const iovec*>(data_); }
+
   Loop& loop_;
   Op& op_;
   Call call_;
   int fd_;
-  std::byte* data_;
-  uint64_t length_;
+  void* data_;       // the bytes, or the parts
+  uint64_t length_;  // how many of them
   uint64_t offset_;
   int32_t result_ = 0;
 };
@@ -282,6 +289,18 @@ class EpollFile final : public File {
     if (!direct_ && from.size() <= kInlineWriteBytes) return op.finish_now(write_now(fd_.get(), from, offset));
     return hand_over(loop, op, FileJob::Call::kWrite, const_cast<std::byte*>(from.data()), from.size(), offset);
   }
+  bool read_vector(Loop& loop, Op& op, std::span<const iovec> into, uint64_t offset) override {
+    if (!direct_) {
+      const int32_t got = read_vector_now(fd_.get(), into, offset, in_memory_);
+      if (got != -EAGAIN) return op.finish_now(got);
+    }
+    return hand_over(loop, op, FileJob::Call::kReadVector, const_cast<iovec*>(into.data()), into.size(), offset);
+  }
+  bool write_vector(Loop& loop, Op& op, std::span<const iovec> from, uint64_t offset) override {
+    if (!direct_ && total_bytes(from) <= kInlineWriteBytes)
+      return op.finish_now(write_vector_now(fd_.get(), from, offset));
+    return hand_over(loop, op, FileJob::Call::kWriteVector, const_cast<iovec*>(from.data()), from.size(), offset);
+  }
   bool datasync(Loop& loop, Op& op) override { return hand_over(loop, op, FileJob::Call::kDatasync, nullptr, 0, 0); }
   bool punch_hole(Loop& loop, Op& op, uint64_t offset, uint64_t length) override {
     return hand_over(loop, op, FileJob::Call::kPunchHole, nullptr, length, offset);
@@ -289,9 +308,12 @@ class EpollFile final : public File {
   bool zero_range(Loop& loop, Op& op, uint64_t offset, uint64_t length) override {
     return hand_over(loop, op, FileJob::Call::kZeroRange, nullptr, length, offset);
   }
+  bool allocate(Loop& loop, Op& op, uint64_t offset, uint64_t length) override {
+    return hand_over(loop, op, FileJob::Call::kAllocate, nullptr, length, offset);
+  }
 
  private:
-  bool hand_over(Loop& loop, Op& op, FileJob::Call call, std::byte* data, uint64_t length, uint64_t offset) {
+  bool hand_over(Loop& loop, Op& op, FileJob::Call call, void* data, uint64_t length, uint64_t offset) {
     op.begin();
     // The job owns itself until it has come back to the loop.
     pool_.submit(*new FileJob(loop, op, call, fd_.get(), data, length, offset));

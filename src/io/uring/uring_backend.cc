@@ -26,7 +26,7 @@ struct Needed {
 constexpr std::array kNeeded = {
     Needed{IORING_OP_RECV, "recv"},     Needed{IORING_OP_SENDMSG, "sendmsg"}, Needed{IORING_OP_POLL_ADD, "poll"},
     Needed{IORING_OP_READ, "read"},     Needed{IORING_OP_WRITE, "write"},     Needed{IORING_OP_FSYNC, "fsync"},
-    Needed{IORING_OP_FALLOCATE, "fallocate"},
+    Needed{IORING_OP_READV, "readv"},   Needed{IORING_OP_WRITEV, "writev"},   Needed{IORING_OP_FALLOCATE, "fallocate"},
 };
 
 class UringStream final : public SocketStream {
@@ -140,6 +140,22 @@ class UringFile final : public File {
     return false;
   }
 
+  bool read_vector(Loop& loop, Op& op, std::span<const iovec> into, uint64_t offset) override {
+    if (!direct_) {
+      const int32_t got = read_vector_now(fd_.get(), into, offset, in_memory_);
+      if (got != -EAGAIN) return op.finish_now(got);
+    }
+    io_uring_prep_readv(&ring_of(loop).entry(op), fd_.get(), into.data(), static_cast<unsigned>(into.size()), offset);
+    return false;
+  }
+
+  bool write_vector(Loop& loop, Op& op, std::span<const iovec> from, uint64_t offset) override {
+    if (!direct_ && total_bytes(from) <= kInlineWriteBytes)
+      return op.finish_now(write_vector_now(fd_.get(), from, offset));
+    io_uring_prep_writev(&ring_of(loop).entry(op), fd_.get(), from.data(), static_cast<unsigned>(from.size()), offset);
+    return false;
+  }
+
   bool datasync(Loop& loop, Op& op) override {
     io_uring_prep_fsync(&ring_of(loop).entry(op), fd_.get(), IORING_FSYNC_DATASYNC);
     return false;
@@ -150,6 +166,9 @@ class UringFile final : public File {
   }
   bool zero_range(Loop& loop, Op& op, uint64_t offset, uint64_t length) override {
     return fallocate(loop, op, kZeroRangeMode, offset, length);
+  }
+  bool allocate(Loop& loop, Op& op, uint64_t offset, uint64_t length) override {
+    return fallocate(loop, op, kAllocateMode, offset, length);
   }
 
  private:

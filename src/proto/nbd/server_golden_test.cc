@@ -111,10 +111,17 @@ TEST(NbdServerBytes, Requests) {
   EXPECT_NE(decode_nbd_request(extended.data(), NbdHeaders::kSimple, request), nullptr);
 
   uint64_t length = 0;
-  EXPECT_EQ(decode_nbd_status_payload(hex("0000000100000000 00000001"), 1, length), nullptr);
+  const uint32_t selected[] = {1, 3};
+  std::vector<uint32_t> asked;
+  EXPECT_EQ(decode_nbd_status_payload(hex("0000000100000000 00000001"), selected, length, asked), nullptr);
   EXPECT_EQ(length, 0x100000000u);
-  EXPECT_NE(decode_nbd_status_payload(hex("0000000100000000 00000002"), 1, length), nullptr);
-  EXPECT_NE(decode_nbd_status_payload(hex("0000000100000000"), 1, length), nullptr);
+  EXPECT_EQ(asked, std::vector<uint32_t>{1});
+  EXPECT_EQ(decode_nbd_status_payload(hex("0000000000000001 00000003 00000001"), selected, length, asked), nullptr);
+  EXPECT_EQ(length, 1u);
+  EXPECT_EQ(asked, (std::vector<uint32_t>{3, 1}));
+  for (const char* wrong : {"0000000100000000 00000002", "0000000100000000 00000001 00000001", "0000000100000000 00000001 0000",
+                            "0000000100000000 00000001 00000003 00000001", "0000000100000000", "00000001"})
+    EXPECT_NE(decode_nbd_status_payload(hex(wrong), selected, length, asked), nullptr) << wrong;
 }
 
 TEST(NbdServerBytes, Replies) {
@@ -147,9 +154,9 @@ TEST(NbdServerBytes, Replies) {
   EXPECT_EQ(written(nbd_reply_hole(NbdHeaders::kExtended, asked, 0x4200, 512, true, to.data())),
             hex("6e8a278c 0001 0002" + cookie + "0000000000004000 000000000000000c 0000000000004200 00000200"));
 
-  EXPECT_EQ(written(nbd_reply_status(NbdHeaders::kStructured, asked, 1, 2, to.data())),
+  EXPECT_EQ(written(nbd_reply_status(NbdHeaders::kStructured, asked, 1, 2, true, to.data())),
             hex("668e33ef 0001 0005" + cookie + "00000014 00000001"));
-  EXPECT_EQ(written(nbd_reply_status(NbdHeaders::kExtended, asked, 1, 2, to.data())),
+  EXPECT_EQ(written(nbd_reply_status(NbdHeaders::kExtended, asked, 1, 2, true, to.data())),
             hex("6e8a278c 0001 0006" + cookie + "0000000000004000 0000000000000028 00000001 00000002"));
   nbd_put_extent(NbdHeaders::kStructured, 0x1000, 3, to.data());
   EXPECT_EQ(written(NBD_EXTENT_SIZE), hex("00001000 00000003"));

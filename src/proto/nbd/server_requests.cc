@@ -77,10 +77,19 @@ uint16_t nbd_allowed_flags(uint16_t type, NbdHeaders headers, bool status_payloa
   return allowed;
 }
 
-const char* decode_nbd_status_payload(std::span<const std::byte> payload, uint32_t id, uint64_t& length) {
-  if (payload.size() != NBD_STATUS_PAYLOAD_SIZE + NBD_CONTEXT_ID_SIZE ||
-      load_be<uint32_t>(payload.data() + NBD_STATUS_PAYLOAD_SIZE) != id)
-    return "a payload that does not name contexts that were selected, each once";
+const char* decode_nbd_status_payload(std::span<const std::byte> payload, std::span<const uint32_t> selected, uint64_t& length,
+                                      std::vector<uint32_t>& asked) {
+  constexpr const char* kWrong = "a payload that does not name contexts that were selected, each once";
+  asked.clear();
+  if (payload.size() <= NBD_STATUS_PAYLOAD_SIZE || (payload.size() - NBD_STATUS_PAYLOAD_SIZE) % NBD_CONTEXT_ID_SIZE != 0)
+    return kWrong;
+  for (auto ids = payload.subspan(NBD_STATUS_PAYLOAD_SIZE); !ids.empty(); ids = ids.subspan(NBD_CONTEXT_ID_SIZE)) {
+    const auto id = load_be<uint32_t>(ids.data());
+    if (std::find(selected.begin(), selected.end(), id) == selected.end() ||
+        std::find(asked.begin(), asked.end(), id) != asked.end())
+      return kWrong;
+    asked.push_back(id);
+  }
   length = load_be<uint64_t>(payload.data());
   return nullptr;
 }
@@ -135,11 +144,11 @@ size_t nbd_reply_hole(NbdHeaders headers, const NbdAnswered& request, uint64_t a
   return used + NBD_CHUNK_HOLE_SIZE;
 }
 
-size_t nbd_reply_status(NbdHeaders headers, const NbdAnswered& request, uint32_t id, uint32_t count, std::byte* to) {
+size_t nbd_reply_status(NbdHeaders headers, const NbdAnswered& request, uint32_t id, uint32_t count, bool last, std::byte* to) {
   const bool extended = headers == NbdHeaders::kExtended;
   const size_t fixed = extended ? NBD_CHUNK_EXTENDED_STATUS_SIZE : NBD_CHUNK_STATUS_SIZE;
   const size_t used =
-      put_chunk(headers, request, extended ? NBD_REPLY_TYPE_BLOCK_STATUS_EXT : NBD_REPLY_TYPE_BLOCK_STATUS, true,
+      put_chunk(headers, request, extended ? NBD_REPLY_TYPE_BLOCK_STATUS_EXT : NBD_REPLY_TYPE_BLOCK_STATUS, last,
                 static_cast<uint32_t>(fixed + count * nbd_extent_size(headers)), to);
   store_be<uint32_t>(to + used, id);
   if (extended) store_be<uint32_t>(to + used + sizeof id, count);

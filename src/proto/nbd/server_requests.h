@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <span>
 #include <string_view>
+#include <vector>
 
 #include "protocol/nbd_wire.h"
 
@@ -40,8 +41,10 @@ inline uint64_t nbd_payload_bytes(const NbdRequest& request, NbdHeaders headers)
 // The flags that a command may carry, of those that the handshake allows.
 uint16_t nbd_allowed_flags(uint16_t type, NbdHeaders headers, bool status_payload);
 
-// NBD_CMD_BLOCK_STATUS with a payload: the length of its effect and whether `id` alone is asked for, or what is wrong.
-const char* decode_nbd_status_payload(std::span<const std::byte> payload, uint32_t id, uint64_t& length);
+// NBD_CMD_BLOCK_STATUS with a payload: the length of its effect and which of the selected contexts are asked for, or what is
+// wrong.
+const char* decode_nbd_status_payload(std::span<const std::byte> payload, std::span<const uint32_t> selected, uint64_t& length,
+                                      std::vector<uint32_t>& asked);
 
 // The protocol's number for an errno value.
 uint32_t nbd_error(int error);
@@ -73,7 +76,7 @@ size_t nbd_reply_hole(NbdHeaders headers, const NbdAnswered& request, uint64_t a
 inline constexpr size_t kNbdHoleBytes = NBD_EXTENDED_REPLY_SIZE + NBD_CHUNK_HOLE_SIZE;
 
 // The header and fixed part of a block status of `count` extents, and one of these behind it. Not with simple replies.
-size_t nbd_reply_status(NbdHeaders headers, const NbdAnswered& request, uint32_t id, uint32_t count, std::byte* to);
+size_t nbd_reply_status(NbdHeaders headers, const NbdAnswered& request, uint32_t id, uint32_t count, bool last, std::byte* to);
 inline size_t nbd_extent_size(NbdHeaders headers) {
   return headers == NbdHeaders::kExtended ? NBD_EXTENDED_EXTENT_SIZE : NBD_EXTENT_SIZE;
 }

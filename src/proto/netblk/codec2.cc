@@ -17,7 +17,7 @@ constexpr size_t kCrcAt = offsetof(netblk2_hello, crc);
 static_assert(kLengthAt == offsetof(netblk2_welcome, length) && kCrcAt == offsetof(netblk2_welcome, crc));
 static_assert(kGreetingPrefix == kLengthAt + 4);
 
-constexpr std::string_view kNames[] = {"", "crc32c", "lz4", "zstd", "heartbeat", "resize"};
+constexpr std::string_view kNames[] = {"", "crc32c", "lz4", "zstd", "heartbeat", "resize", "times"};
 static_assert(std::size(kNames) == NETBLK2_FEATURE_LAST + 1);
 
 // Fields by their offsets in the C header: one place says where they are.
@@ -289,6 +289,19 @@ void encode_reply(const Reply2& reply, bool crc, std::byte* to) {
   put(to, at, crc ? crc32c({to, at}) : 0u);
 }
 
+void encode_times(const Times2& times, bool crc, std::byte* to) {
+  put(to, offsetof(netblk2_times, type), uint8_t{NETBLK2_TIMES});
+  put(to, offsetof(netblk2_times, flags), uint8_t{0});
+  put(to, offsetof(netblk2_times, request_type), uint16_t{times.request_type});
+  put(to, offsetof(netblk2_times, count), times.count);
+  put(to, offsetof(netblk2_times, server_ns), times.server_ns);
+  put(to, offsetof(netblk2_times, store_ns), times.store_ns);
+  put(to, offsetof(netblk2_times, reserved), uint32_t{0});
+  constexpr size_t at = offsetof(netblk2_times, crc);
+  static_assert(at == offsetof(netblk2_reply, crc));
+  put(to, at, crc ? crc32c({to, at}) : 0u);
+}
+
 namespace {
 
 constexpr uint8_t kCompressed = NETBLK2_LZ4 | NETBLK2_ZSTD;
@@ -360,6 +373,10 @@ const char* decode_reply(std::span<const std::byte> from, const Framing2& framin
     if (get<uint32_t>(from, at) != crc32c(from.first(at))) return "the checksum of a reply's header is wrong";
   }
   reply.type = get<uint8_t>(from, offsetof(netblk2_reply, type));
+  if (reply.type == NETBLK2_TIMES) {
+    reply = {.type = NETBLK2_TIMES};
+    return framing.times ? nullptr : "the server tells its times, which was not negotiated";
+  }
   reply.flags = get<uint8_t>(from, offsetof(netblk2_reply, flags));
   reply.slot = get<uint16_t>(from, offsetof(netblk2_reply, slot));
   reply.sequence = get<uint32_t>(from, offsetof(netblk2_reply, sequence));
@@ -381,6 +398,19 @@ const char* decode_reply(std::span<const std::byte> from, const Framing2& framin
       (reply.slot != 0 || reply.sequence != 0 || reply.status != 0))
     return "a message that answers nothing names a slot";
   if (reply.type == NETBLK2_HEARTBEAT && reply.cookie != 0) return "a heartbeat has a cookie";
+  return nullptr;
+}
+
+const char* decode_times(std::span<const std::byte> from, Times2& times) {
+  const auto type = get<uint16_t>(from, offsetof(netblk2_times, request_type));
+  times.request_type = static_cast<uint8_t>(type);
+  times.count = get<uint32_t>(from, offsetof(netblk2_times, count));
+  times.server_ns = get<uint64_t>(from, offsetof(netblk2_times, server_ns));
+  times.store_ns = get<uint64_t>(from, offsetof(netblk2_times, store_ns));
+  if (get<uint8_t>(from, offsetof(netblk2_times, flags)) != 0 || get<uint32_t>(from, offsetof(netblk2_times, reserved)) != 0)
+    return "the server's times have fields that are not zero";
+  if (type < NETBLK2_READ || type > NETBLK2_NOP) return "the server tells times of no type of requests";
+  if (times.count == 0) return "the server tells times of no requests";
   return nullptr;
 }
 

@@ -121,23 +121,37 @@ struct Reply2 {
   bool operator==(const Reply2&) const = default;
 };
 
+// What a server tells of the requests of one type.
+struct Times2 {
+  uint8_t request_type = NETBLK2_READ;
+  uint32_t count = 0;
+  uint64_t server_ns = 0;
+  uint64_t store_ns = 0;
+
+  bool operator==(const Times2&) const = default;
+};
+
 // What of the features changes how messages are read.
 struct Framing2 {
   bool crc = false;
   bool lz4 = false;
   bool zstd = false;
+  bool times = false;
   uint32_t max_payload_bytes = NETBLK2_MIN_MAX_PAYLOAD;
 };
 
 // Writes NETBLK2_REQUEST_SIZE or NETBLK2_REPLY_SIZE bytes. crc: fill in the header's checksum, else zero.
 void encode_request(const Request2& request, bool crc, std::byte* to);
 void encode_reply(const Reply2& reply, bool crc, std::byte* to);
+void encode_times(const Times2& times, bool crc, std::byte* to);
 
 // Decodes one header; `from` has the header's size. Null, or why the connection must be closed upon it: a wrong
 // checksum, an unknown type or flag, a payload that the type does not carry or that is too long, or a field that the
 // type does not use and that is not zero. Range and alignment are not checked: these are answered, not closed upon.
 const char* decode_request(std::span<const std::byte> from, const Framing2& framing, Request2& request);
 const char* decode_reply(std::span<const std::byte> from, const Framing2& framing, Reply2& reply);
+// Of the same bytes, where decode_reply() has found a NETBLK2_TIMES, of which `reply` has the type alone.
+const char* decode_times(std::span<const std::byte> from, Times2& times);
 
 // A positive errno value as it goes on the wire: what is not in enum netblk2_status is EIO.
 uint32_t status_of(int error);

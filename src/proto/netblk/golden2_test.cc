@@ -189,6 +189,23 @@ TEST(Golden2, Requests) { check_messages(requests(), NETBLK2_REQUEST_SIZE, encod
 
 TEST(Golden2, Replies) { check_messages(replies(), NETBLK2_REPLY_SIZE, encode_reply, decode_reply); }
 
+TEST(Golden2, Times) {
+  const Times2 times{.request_type = NETBLK2_WRITE, .count = 3, .server_ns = 1'500'000, .store_ns = 5'000'000'000};
+  for (const bool crc : {true, false}) {
+    const Bytes bytes = golden(crc ? "times-write-crc" : "times-write-plain");
+    Bytes ours(NETBLK2_TIMES_SIZE);
+    encode_times(times, crc, ours.data());
+    EXPECT_EQ(ours, bytes);
+    Reply2 reply;
+    EXPECT_EQ(decode_reply(bytes, {.crc = crc, .times = true}, reply), nullptr);
+    EXPECT_EQ(reply, Reply2{.type = NETBLK2_TIMES});
+    Times2 got;
+    EXPECT_EQ(decode_times(bytes, got), nullptr);
+    EXPECT_EQ(got, times);
+    EXPECT_NE(decode_reply(bytes, {.crc = crc}, reply), nullptr) << "without the feature";
+  }
+}
+
 TEST(Golden2, EveryFileIsChecked) {
   std::set<std::string> known;
   for (const auto& [name, hello] : hellos()) known.insert(name);
@@ -196,6 +213,7 @@ TEST(Golden2, EveryFileIsChecked) {
   for (const char* end : {"-crc", "-plain"}) {
     for (const auto& [name, request] : requests()) known.insert(name + end);
     for (const auto& [name, reply] : replies()) known.insert(name + end);
+    known.insert(std::string("times-write") + end);
   }
   std::set<std::string> there;
   for (const auto& entry : std::filesystem::directory_iterator(kFolder)) there.insert(entry.path().stem().string());

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <memory>
+#include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -31,6 +33,8 @@ class Layer : public block::Device {
   coro::Task<Status> keep_owners(coro::Mailbox& loop, std::vector<std::byte> record) override {
     return below_->keep_owners(loop, std::move(record));
   }
+  std::vector<std::string> bases() const override { return below_->bases(); }
+  std::shared_ptr<const block::Base> base(std::string_view name) override { return below_->base(name); }
 
  protected:
   void start(block::Request& request, block::Completion completion) override { forward(*below_, request, std::move(completion)); }
@@ -59,6 +63,7 @@ struct Copied : block::Request {
     abandoned = of.abandoned;
     extents = of.extents;
     max_extents = of.max_extents;
+    since = of.since;
   }
   virtual ~Copied() = default;
 

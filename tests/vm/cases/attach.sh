@@ -38,6 +38,9 @@ refusals() {
 	must_fail 'attached already' netblk attach $a --via netblk --device netblk-2
 	must_fail 'bytes, not' netblk attach $a --via netblk --size 50M
 	must_fail 'detach it first' netblk attach $b --via netblk --device netblk --size 64M
+	must_fail 'another --timeout' netblk attach $a --via netblk --timeout 3
+	must_fail 'another --timeout' netblk attach $a --via netblk --timeout 0
+	must_fail 'another --shared' netblk attach $a --via netblk --shared
 	must_fail "the driver's disks are" netblk attach $b --via netblk --device /dev/sda --size 64M
 	must_fail "the driver's disks are" netblk attach $b --via netblk --device netblk-1024 --size 64M
 	must_fail 'refused' netblk attach netblk://127.0.0.1:9 --via netblk --size 64M
@@ -103,13 +106,20 @@ exports() {
 	python3 -c "
 import sys, time; sys.path.insert(0, '$NETBLK_ROOT/tests/compat'); import netblk2
 s = netblk2.Session(10811, name='other'); c = s.open(); print('open', flush=True); time.sleep(100)" > "$scratch/writer" & echo $! >> "$scratch/pids"
-	for i in $(seq 100); do grep -q open "$scratch/writer" && break; sleep 0.05; done
+	for i in $(seq 2400); do grep -q open "$scratch/writer" && break; sleep 0.05; done
 	must_fail 'busy' netblk attach $c/other --via netblk; expect "$(devices)" 'netblk ' devices
+	# which leaves no deadlines behind for the next; nor does a disk that others disconnected
+	netblk detach netblk; must_fail 'busy' netblk attach $c/other --via netblk --timeout 0
+	expect "$(netblk attach $c/disk --via netblk) $(cat $sysfs/dead_time_ms)" '/dev/netblk 120000' "the dead time after an attach that failed"
+	netblk detach netblk; netblk attach $c/disk --via netblk --timeout 0 > /dev/null
+	expect "$(cat $sysfs/dead_time_ms)" 4294967295 "the dead time of --timeout 0"
+	disconnect; netblk detach netblk
+	expect "$(netblk attach $c/disk --via netblk) $(cat $sysfs/dead_time_ms)" '/dev/netblk 120000' "the dead time after a disconnect by sysfs"
 	expect "$(netblk attach $c/other --via netblk --takeover)" /dev/netblk-1 "attach with --takeover"
 	# the server's machine goes down with what was not flushed: flushes fail until reset
 	dd if=/dev/urandom of=/dev/netblk bs=4k count=64 oflag=direct status=none
 	kill_server; rm -rf /run/netblk/store-*; serve2
-	for i in $(seq 200); do [ "$(field netblk lost)" = True ] && break; sleep 0.1; done
+	for i in $(seq 1200); do [ "$(field netblk lost)" = True ] && break; sleep 0.1; done
 	[ -n "$(field netblk lost_why)" ] || fail "status does not say why: $(netblk status)"
 	netblk status | grep -q 'LOST' || fail "the table does not say it: $(netblk status)"
 	must_fail 'input/output' python3 -c "import os; os.fsync(os.open('/dev/netblk', os.O_RDWR))"

@@ -67,7 +67,7 @@ K18_kill_reader() {
 	if [ "$PROTOCOL" = 1 ]; then hostile 10809 "$scratch/disk" 4 silent; else hostile2 10809 "$scratch/disk" 4 silent; fi
 	load size_mb=4 io_timeout_ms=1000 dead_time_ms=4000
 	dd if=/dev/netblk of=/dev/null bs=4096 count=1 skip=512 iflag=direct status=none & local waiter=$!
-	until_true 30 "a request in flight" eval "[ \$(awk '{print \$1}' $sysfs/inflight) = 1 ]"
+	until_true 60 "a request in flight" eval "[ \$(awk '{print \$1}' $sysfs/inflight) = 1 ]"
 	kill -KILL $waiter
 	within 60 tail --pid=$waiter -f /dev/null
 	until_true 60 "unloading" rmmod net_block_driver

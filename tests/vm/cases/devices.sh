@@ -63,7 +63,7 @@ K17_add() {
 	local words
 	for words in x = =1 server_ip server_ip= server_ip=x server_ip=0.0.0.0 server_ip=224.0.0.1 server_port=0 server_port=65536 size_mb=0 size_mb=-1 \
 		size_mb=9223372036854775808 size_mb=18446744073709551615 size_mb=18446744073709551616 size_mb=8796093022208 size_mb=1x queue_depth=0 queue_depth=4097 \
-		protocol=9 number=-1 number=1024 number=x colour=red 'size_mb=1 x' 'size_mb =1' max_retries=1001 dead_time_ms=86400001 "$(printf '9%.0s' $(seq 3000))"; do
+		protocol=9 number=-1 number=1024 number=x colour=red 'size_mb=1 x' 'size_mb =1' max_retries=1001 dead_time_ms=4294967296 "$(printf '9%.0s' $(seq 3000))"; do
 		must_fail 'invalid argument' add "$words"
 		expect "$(devices)" 'netblk ' "devices after '$words'"
 	done
@@ -90,14 +90,14 @@ K8_remove_in_use() {
 	remove netblk 2>/dev/null; expect "$(devices)" 'netblk-1 ' devices
 	umount $mnt
 	# a server that hangs holds up no removal
-	kill -STOP $server_pid; within 60 bash -c "echo netblk-1 > $bus/remove"; kill -CONT $server_pid
+	stand_still $server_pid; within 60 bash -c "echo netblk-1 > $bus/remove"; kill -CONT $server_pid
 	expect "$(devices)" '' devices
 	unload
 }
 K8_unload_while_adding() {
 	blackhole; serve 10809 "$scratch/disk" 100; load connect_timeout_ms=600000
 	bash -c "echo server_ip=10.99.0.2 > $bus/add" 2> "$scratch/said-add" & local adder=$! i
-	for i in $(seq 200); do grep -qs . /sys/block/netblk-1/state && break; ss -Htn state syn-sent | grep -q 10.99.0.2 && break; sleep 0.05; done
+	for i in $(seq 2400); do grep -qs . /sys/block/netblk-1/state && break; ss -Htn state syn-sent | grep -q 10.99.0.2 && break; sleep 0.05; done
 	must_fail 'no such device' remove netblk-1
 	within 60 rmmod net_block_driver
 	wait $adder && fail "an add succeeded while the module went" || true
@@ -107,7 +107,7 @@ K8_unload_while_adding() {
 K18_add() {
 	blackhole; serve 10809 "$scratch/disk" 100; load connect_timeout_ms=600000
 	bash -c "echo server_ip=10.99.0.2 > $bus/add" & local adder=$! i
-	for i in $(seq 200); do ss -Htn state syn-sent | grep -q 10.99.0.2 && break; sleep 0.05; done
+	for i in $(seq 2400); do ss -Htn state syn-sent | grep -q 10.99.0.2 && break; sleep 0.05; done
 	kill -KILL $adder; within 60 tail --pid=$adder -f /dev/null
 	add; expect "$(devices)" 'netblk netblk-1 ' "devices after a killed add"
 	within 60 rmmod net_block_driver

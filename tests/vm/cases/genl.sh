@@ -50,7 +50,7 @@ hand_over() {
 mounted() {
 	serve 10809 "$scratch/disk" 64; load server_port=9; genl add size_mb=64 > /dev/null
 	background genl keep 1 127.0.0.1 10809
-	for i in $(seq 200); do [ "$(cat /sys/block/netblk-1/state)" = connected ] && break; sleep 0.05; done
+	for i in $(seq 2400); do [ "$(cat /sys/block/netblk-1/state)" = connected ] && break; sleep 0.05; done
 	printf 'label: dos\n,40M\n' | sfdisk -q /dev/netblk-1; mkfs.ext4 -q /dev/netblk-1p1; mount /dev/netblk-1p1 $mnt
 	random_file $mnt/blob 8M; local sum; sum=$(sha256sum < $mnt/blob); sync -f $mnt; drop_caches
 	# the server dies; the helper hands over again; nothing is seen of it
@@ -66,7 +66,7 @@ netblk2() {
 	[ "$netblk_server" != "$vm/simple_server.py" ] || skip "netblk_server is not built"
 	serve 10809 "$scratch/disk" 64; load server_port=9 connections=2; genl add size_mb=1 > /dev/null
 	background genl keep2 1 10809 2 > "$scratch/keep"
-	for i in $(seq 200); do [ "$(cat /sys/block/netblk-1/state)" = connected ] && break; sleep 0.05; done
+	for i in $(seq 2400); do [ "$(cat /sys/block/netblk-1/state)" = connected ] && break; sleep 0.05; done
 	expect "$(genl status 1)" 'netblk-1 connected size=67108864 protocol=2 reconnects=0 handed_over' "status"
 	expect "$(blockdev --getsize64 /dev/netblk-1) $(cat /sys/block/netblk-1/connections_up)" '67108864 2' "size and connections"
 	mkfs.ext4 -q /dev/netblk-1; mount /dev/netblk-1 $mnt; random_file $mnt/blob 16M; local sum; sum=$(sha256sum < $mnt/blob); sync -f $mnt

@@ -22,7 +22,7 @@ always() {
 }
 all() {
 	local fault
-	for fault in cookie sequence slot type unasked header-crc payload-crc flags garbage half-close reset heartbeat resize-odd resize-huge goodbye unknown-type silent; do
+	for fault in cookie sequence slot type unasked header-crc payload-crc flags garbage half-close reset heartbeat resize-odd resize-huge goodbye unknown-type times-count times-type silent; do
 		always $fault EIO EIO
 	done
 	always stuck EIO EIO; always status EIO EIO

@@ -87,11 +87,11 @@ several() {
 	nbd-client -d /dev/nbd0 > /dev/null
 	# nbd-client disconnects what we have attached: the helper notices, and nothing is left
 	nbd-client -d /dev/nbd1 > /dev/null
-	until_true 20 eval '! netblk status | grep -q nbd1'
+	until_true 60 eval '! netblk status | grep -q nbd1'
 	expect "$(netblk attach $a 2> /dev/null)" /dev/nbd0 "attach after nbd-client -d"
 	netblk detach nbd0; netblk detach nbd2; nothing_left || fail "left: $(ls /run/netblk)"
 	# on a socket in the file system
-	nbdkit -f -U "$scratch/socket" file "$scratch/disk1" & echo $! >> "$scratch/pids"; until_true 20 test -S "$scratch/socket"
+	nbdkit -f -U "$scratch/socket" file "$scratch/disk1" & echo $! >> "$scratch/pids"; until_true 60 test -S "$scratch/socket"
 	expect "$(netblk attach "nbd+unix:///?socket=$scratch/socket" 2> /dev/null)" /dev/nbd0 "attach of a unix socket"
 	cmp "$scratch/disk1" /dev/nbd0; netblk detach nbd0
 }
@@ -180,7 +180,7 @@ dead_time() {
 	dd if=/dev/nbd0 of=/dev/null bs=4k skip=8 count=1 iflag=direct status=none 2> /dev/null & local reader=$!
 	within 60 "$netblk" detach --force nbd0
 	if ended $reader; then fail "a read was answered by nobody"; fi
-	until_true 30 nothing_left
+	until_true 60 nothing_left
 }
 helper_dies() {
 	kit 10809 "$scratch/disk1"; netblk attach $a --timeout 2 > /dev/null 2>&1
@@ -211,8 +211,8 @@ helper_dies() {
 	nothing_left || fail "left: $(ls /run/netblk)"
 	# SIGTERM: in use it stays, otherwise it goes
 	netblk attach $a > /dev/null 2>&1; mount /dev/nbd0 $mnt; pid=$(field nbd0 pid)
-	kill -TERM "$pid"; until_true 30 grep -q 'is in use, so it stays' /run/netblk/0/log; kill -0 "$pid"
-	umount $mnt; kill -TERM "$pid"; until_true 30 nothing_left
+	kill -TERM "$pid"; until_true 60 grep -q 'is in use, so it stays' /run/netblk/0/log; kill -0 "$pid"
+	umount $mnt; kill -TERM "$pid"; until_true 60 nothing_left
 }
 connections() {
 	kit 10809 "$scratch/disk1"; netblk attach $a --connections 4 --timeout 2 > /dev/null 2>&1
@@ -263,6 +263,45 @@ netblk_source() {
 	python3 -c "import os; f = os.open('/dev/nbd0', os.O_RDWR); os.write(f, bytes(4096)); os.fsync(f)"
 	netblk detach nbd0; nothing_left || fail "left: $(ls /run/netblk)"
 }
+# the truth about losses outlives the helper
+losses() {
+	ours 10820; local n=netblk://127.0.0.1:10820/disk
+	netblk attach $n --via nbd --timeout 5 > /dev/null
+	dd if=/dev/urandom of=/dev/nbd0 bs=4k count=64 oflag=direct status=none
+	# everything at once: the helper, the server and what the server knew
+	die; kill_server; rm -rf /run/netblk/store-*; ours 10820; next_helper
+	is nbd0 lost True || fail "the loss is not noticed: $(netblk status nbd0)"
+	must_fail 'input/output' flush
+	# and the next helper knows it, too
+	die; next_helper; is nbd0 lost True || fail "the loss is forgotten: $(netblk status nbd0)"
+	must_fail 'input/output' flush
+	dd if=/dev/nbd0 of=/dev/null bs=4k count=1 iflag=direct status=none
+	netblk reset nbd0; is nbd0 lost False; flush
+	# a loss that the helper has heard of itself
+	dd if=/dev/urandom of=/dev/nbd0 bs=4k count=4 oflag=direct status=none
+	kill_server; rm -rf /run/netblk/store-*; ours 10820; until_true 60 is nbd0 lost True
+	die; next_helper; is nbd0 lost True || fail "the loss is forgotten: $(netblk status nbd0)"
+	must_fail 'input/output' flush; netblk reset nbd0
+	dd if=/dev/urandom of=/dev/nbd0 bs=4k count=4 oflag=direct conv=fsync status=none
+	# all was flushed: nothing can have been lost
+	die; kill_server; rm -rf /run/netblk/store-*; ours 10820; next_helper
+	is nbd0 lost False; flush
+	# a helper alone takes nothing with it
+	dd if=/dev/urandom of=/dev/nbd0 bs=4k count=4 oflag=direct status=none
+	die; next_helper; is nbd0 lost False; flush
+	# but what it had not flushed may be gone with the server under the next one
+	dd if=/dev/urandom of=/dev/nbd0 bs=4k count=4 oflag=direct status=none
+	die; next_helper; kill_server; rm -rf /run/netblk/store-*; ours 10820
+	until_true 60 is nbd0 lost True; must_fail 'input/output' flush; netblk reset nbd0; flush
+	# another store in its place gets and gives nothing
+	die; kill_server; rm -f "$scratch"/disk9*; ours 10820
+	netblk status > "$scratch/words" 2>&1; grep -q 'is another store now' "$scratch/words" || fail "status says $(cat "$scratch/words")"
+	must_fail 'input/output' within 60 dd if=/dev/nbd0 of=/dev/null bs=4k count=1 skip=99 iflag=direct status=none
+	netblk detach --force nbd0; nothing_left || fail "left: $(ls /run/netblk)"
+}
+die() { local pid; pid=$(field nbd0 pid); kill -KILL "$pid"; until_true 60 eval "! kill -0 $pid"; }
+next_helper() { netblk status > /dev/null 2>&1; until_true 60 is nbd0 state connected; }
+flush() { python3 -c "import os; os.fsync(os.open('/dev/nbd0', os.O_RDWR))"; }
 # a store of this machine
 store() {
 	random_file "$scratch/disk1" 64M
@@ -271,6 +310,7 @@ store() {
 	cmp "$scratch/disk1" /dev/nbd0
 	verify /dev/nbd0
 	kill -KILL "$(field nbd0 pid)"; netblk status > /dev/null 2>&1; until_true 60 is nbd0 state connected; verify /dev/nbd0
+	is nbd0 lost False
 	netblk detach nbd0
 	must_fail 'no such file' netblk attach "file:$scratch/nothing"
 	must_fail "takes netblk:// and nothing else" netblk attach "file:$scratch/disk1" --via netblk
@@ -306,6 +346,7 @@ t_nbd nbd-attach-helper-dies helper_dies
 t_nbd nbd-attach-connections connections
 t_nbd nbd-attach-four-at-once at_once
 t_nbd nbd-attach-netblk netblk_source
+t_nbd nbd-attach-losses losses
 t_nbd nbd-attach-store store
 t_nbd nbd-attach-our-server our_server
 finish

@@ -31,6 +31,27 @@ counts() {
 	expect "$(count_of reconnects)" 0 reconnects
 	must_fail 'denied\|permission\|input/output' eval "echo 0 > $sysfs/statistics/errors"
 }
+split_of() { awk -v word="$2" '$1 == word {print $2}' "$sysfs/statistics/$1_split_ns"; }
+# netblk/2 tells of every reply, and of no more time than went by; netblk/1 tells nothing
+split() {
+	serve 10809 "$scratch/disk" 100; load
+	dd if=/dev/zero of=/dev/netblk bs=64k count=20 oflag=direct conv=fsync status=none
+	dd if=/dev/netblk of=/dev/null bs=4k count=50 iflag=direct status=none
+	local kind
+	for kind in read write flush; do
+		until_true 60 "the times of all ${kind}s" eval "[ \$(split_of $kind told) -eq \$(count_of ${kind}_requests) ]"
+		[ "$(split_of $kind told)" -gt 0 ] || fail "no $kind was told of"
+		[ "$(split_of $kind told_round_trip)" -gt 0 ] || fail "no time went by"
+		[ $(($(split_of $kind server) + $(split_of $kind store))) -le "$(split_of $kind told_round_trip)" ] || fail "$kind: the server had it longer than it took"
+	done
+	expect "$(count_of oldest_ms)" 0 "age of the oldest request"
+	disconnect; echo 1 > $sysfs/protocol
+	local told; told=$(split_of read told)
+	echo 1 > $sysfs/connect; wait_state connected
+	dd if=/dev/netblk of=/dev/null bs=4k count=50 iflag=direct status=none
+	expect "$(split_of read told)" "$told" "told by netblk/1"
+	expect "$(count_of errors)" 0 errors
+}
 # each device's are its own
 counts_of_each() {
 	serve 10809 "$scratch/disk" 100; load access=shared; echo "server_ip=127.0.0.1 access=shared" > /sys/bus/netblk/add
@@ -43,10 +64,12 @@ counts_of_each() {
 slow() {
 	serve 10809 "$scratch/disk" 100; load max_retries=100 connect_timeout_ms=3000
 	local below sum; sum=$(histogram_sum read_latency_us)
-	kill -STOP $server_pid
+	stand_still $server_pid
 	dd if=/dev/netblk of=/dev/null bs=4k count=1 skip=99 iflag=direct status=none & local reader=$!
 	until_true 60 "a read in flight" eval "[ \$(awk '{print \$1}' $sysfs/inflight) = 1 ]"
-	sleep 0.6; kill -CONT $server_pid; wait $reader
+	until_true 60 "the age of the read" eval "[ \$(count_of oldest_ms) -ge 600 ]"
+	kill -CONT $server_pid; wait $reader
+	until_true 60 "no request any more" eval "[ \$(count_of oldest_ms) -eq 0 ]"
 	below=$(histogram_below read_latency_us 262144)
 	expect $(($(histogram_sum read_latency_us) - sum)) 1 "reads counted"
 	[ $(($(histogram_sum read_latency_us) - below)) -ge 1 ] || fail "no read of half a second in: $(tr '\n' ' ' < $sysfs/statistics/read_latency_us)"
@@ -69,9 +92,9 @@ traces() {
 		fail "no completion of the write: $(tail -12 $tracefs/trace)"
 	expect "$(traced issue) $(traced complete) $(traced reconnect)" '5 5 0' "events"
 	# a request that is sent again is issued once more, and completed once
-	kill -STOP $server_pid; local old=$server_pid
+	stand_still $server_pid; local old=$server_pid
 	dd if=/dev/netblk of=/dev/null bs=4k skip=77 count=1 iflag=direct status=none & local reader=$! i
-	for i in $(seq 200); do grep -q 'issue: .*read sector=616 ' $tracefs/trace && break; sleep 0.02; done
+	for i in $(seq 6000); do grep -q 'issue: .*read sector=616 ' $tracefs/trace && break; sleep 0.02; done
 	kill_server $old; serve 10809 "$scratch/disk" 100; wait $reader
 	[ "$(grep -c "netblk_issue: .*sector=616 " $tracefs/trace)" -ge 2 ] || fail "a replayed read was issued once"
 	expect "$(grep -c "netblk_complete: .*sector=616 " $tracefs/trace)" 1 "completions of a replayed read"
@@ -85,6 +108,7 @@ traces() {
 	[ ! -d $tracefs/events/netblk ] || fail "the tracepoints stay"
 }
 t statistics-add-up counts
+t statistics-split split
 t statistics-of-each-device counts_of_each
 t statistics-of-a-slow-and-a-lost-server slow
 t tracepoints traces

@@ -57,7 +57,7 @@ gone_for_good() {
 K22_stopped() {
 	serve 10809 "$scratch/disk" 100; load
 	mkfs.ext4 -q /dev/netblk; mount /dev/netblk $mnt; sync
-	kill -STOP $server_pid
+	stand_still $server_pid
 	drop_caches &
 	within 60 dd if=/dev/netblk of=/dev/null bs=4096 count=1 skip=5000 iflag=direct status=none && fail "a read from a stopped server succeeded"
 	wait_state error
@@ -68,7 +68,7 @@ K22_stopped() {
 }
 K22_returns() {
 	serve 10809 "$scratch/disk" 100; load io_timeout_ms=1000 connect_timeout_ms=2000 dead_time_ms=4000
-	kill -STOP $server_pid
+	stand_still $server_pid
 	within 60 dd if=/dev/netblk of=/dev/null bs=4096 count=1 iflag=direct status=none && fail "a read from a stopped server succeeded"
 	wait_state error
 	kill -CONT $server_pid

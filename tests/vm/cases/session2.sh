@@ -149,7 +149,7 @@ owners() {
 	disconnect; echo 1 > $second/connect; expect "$(cat $second/state)" connected "the second, alone"
 	must_fail 'busy' connect
 	attr access takeover; connect
-	local i; for i in $(seq 600); do [ "$(cat $second/state)" = error ] && break; sleep 0.1; done
+	local i; for i in $(seq 1200); do [ "$(cat $second/state)" = error ] && break; sleep 0.1; done
 	expect "$(cat $second/state)" error "the one that was fenced"
 	[[ $(cat $second/reason) = fenced* ]] || fail "reason: $(cat $second/reason)"
 	read_one
@@ -159,7 +159,10 @@ owners() {
 }
 fall_back() {
 	serve_simple 10809 "$scratch/disk" 100; load connect_timeout_ms=3000 dead_time_ms=1000
-	expect "$(state) $(cat $sysfs/protocol)" 'connected 1' "an old server"; read_one; disconnect; kill_server
+	expect "$(state) $(cat $sysfs/protocol)" 'connected 1' "an old server"; read_one; disconnect
+	# which has its first export, and not this one
+	attr export other; must_fail 'reset\|timed out\|pipe' connect; expect "$(state)" error "an export that netblk/1 cannot name"
+	attr export ''; connect; expect "$(state) $(cat $sysfs/protocol)" 'connected 1' "the old server again"; disconnect; kill_server
 	serve 10809 "$scratch/disk" 100; connect; expect "$(cat $sysfs/protocol)" 2 "a new server"
 	kill_server; serve_simple 10809 "$scratch/disk" 100
 	wait_state error; must_fail 'reset\|timed out' connect
@@ -169,7 +172,7 @@ fall_back() {
 K22_silent() {
 	serve 10809 "$scratch/disk" 100; load2 heartbeat_ms=1500 dead_time_ms=8000
 	mkfs.ext4 -q /dev/netblk; mount /dev/netblk $mnt; sync -f $mnt
-	kill -STOP $server_pid
+	stand_still $server_pid
 	# with no I/O at all
 	wait_state error; said 'no heartbeat for three periods'
 	within 60 umount $mnt; within 60 rmmod net_block_driver; kill -CONT $server_pid
@@ -179,7 +182,7 @@ K17_attributes() {
 	local pair
 	for pair in protocol=3 protocol= protocol=Auto access= access=writer client_id= client_id=00 client_id=00000000000000000000000000000000 \
 		client_id=${id}0 client_id=zz0102030405060708090a0b0c0d0e0f heartbeat_ms=1 heartbeat_ms=99 heartbeat_ms=600001 heartbeat_ms=-1 crc32c=2 crc32c= \
-		reset_lost=0 reset_lost= "export=$(printf 'x%.0s' $(seq 256))" $'export=a\tb' dead_time_ms=86400001; do
+		reset_lost=0 reset_lost= "export=$(printf 'x%.0s' $(seq 256))" $'export=a\tb' dead_time_ms=4294967296; do
 		must_fail 'invalid argument' attr "${pair%%=*}" "${pair#*=}"
 	done
 	expect "$(cat $sysfs/client_id) $(cat $sysfs/access) $(cat $sysfs/heartbeat_ms) $(cat $sysfs/crc32c) $(cat $sysfs/export)" "$id exclusive 2000 1 " "attributes"

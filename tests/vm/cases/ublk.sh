@@ -31,11 +31,23 @@ flush() { python3 -c "import os, sys; os.fsync(os.open(sys.argv[1], os.O_RDWR))"
 until_so() { until_true "$1" "that" "${@:2}"; }
 # ended PID: waits for a background job; its status
 ended() { until_so 120 eval "! kill -0 $1"; wait "$1"; }
-# The helper is killed, and a request comes: Linux 6.1 looks only every 5 s whether its server lives, or when one comes.
-die() {
-	local pid; pid=$(field ublkb0 pid); kill -KILL "$pid"; until_so 60 eval "! kill -0 $pid"
-	background read_one /dev/ublkb0
+# No command of ours is asked: it would mend.
+helper() { python3 -c "import glob, json; print(json.load(open(glob.glob('/run/netblk/[0-9]*/state.json')[0]))['pid'])"; }
+guard() { cat /run/netblk/[0-9]*/guard; }
+# Looked at, not tried: a guard that is just beginning finds a lock that is held, and leaves the disk to who has it.
+is_guarded() {
+	[ "$(cat "/proc/$(guard)/comm")" = netblk-guard ] &&
+		grep -q "FLOCK .*:$(stat -c %i /run/netblk/[0-9]*/guard) " /proc/locks
 }
+# Its guard and its helper are killed, and nobody looks after the disk.
+die_both() {
+	local helper guard; until_so 60 is_guarded; guard=$(guard); helper=$(helper)
+	kill -KILL "$guard"; until_so 60 eval "! kill -0 $guard"; kill -KILL "$helper"; until_so 60 eval "! kill -0 $helper"
+}
+# The same, and a request comes: Linux 6.1 looks only every 5 s whether its server lives, or when one comes.
+die() { die_both; background read_one /dev/ublkb0; }
+# another_than PID: another helper is there
+another_than() { local now; now=$(helper) && [ "$now" != "$1" ] && kill -0 "$now"; }
 queue() { cat "/sys/block/ublkb0/queue/$1"; }
 nothing_left() { ! ls -d /run/netblk/[0-9]* > /dev/null 2>&1 && ! ls -d /sys/class/ublk-char/ublkc* > /dev/null 2>&1; }
 gone() { nothing_left || fail "left: $(ls -d /run/netblk/[0-9]* /sys/class/ublk-char/ublkc* 2> /dev/null)"; }
@@ -45,6 +57,7 @@ t_ublk() {
 	[ -d /sys/module/ublk_drv ] || modprobe ublk_drv
 	t "$name" "$@"
 	umount $mnt 2> /dev/null
+	for f in /run/netblk/*/guard; do [ ! -e "$f" ] || kill -KILL "$(cat "$f")" 2> /dev/null; done
 	for f in /sys/block/ublkb*; do [ ! -e "$f" ] || netblk detach --force "${f##*/}"; done > /dev/null 2>&1
 	for f in /run/netblk/*/state.json; do
 		[ ! -e "$f" ] || kill -KILL "$(python3 -c "import json; print(json.load(open('$f'))['pid'])")" 2> /dev/null
@@ -52,7 +65,7 @@ t_ublk() {
 	rm -rf /run/netblk
 	if [ -d /sys/module/ublk_drv ]; then
 		# the ring of a killed process goes a moment after it
-		for i in $(seq 600); do rmmod ublk_drv 2> /dev/null && break; sleep 0.05; done
+		for i in $(seq 2400); do rmmod ublk_drv 2> /dev/null && break; sleep 0.05; done
 		[ ! -d /sys/module/ublk_drv ] || { echo "FAIL $name-unload: ublk_drv cannot be unloaded: $(ls /sys/class/ublk-char)"; t_failed=$((t_failed+1)); }
 	fi
 }
@@ -88,7 +101,7 @@ first() {
 # reads, writes, flush, FUA, discard, zeroes, beyond the end; every source
 all_requests() {
 	ours 10820; truncate -s 64M "$scratch/disk1"; kit 10809 "$scratch/disk1"; kit 10810 "$scratch/disk2"
-	nbdkit -f -U "$scratch/socket" file "$scratch/disk2" & echo $! >> "$scratch/pids"; until_so 30 test -S "$scratch/socket"
+	nbdkit -f -U "$scratch/socket" file "$scratch/disk2" & echo $! >> "$scratch/pids"; until_so 60 test -S "$scratch/socket"
 	local source
 	for source in $a $b nbd://127.0.0.1:10809 "nbd+unix:///?socket=$scratch/socket" "file:$scratch/disk3?size=64M" mem:64M; do
 		expect "$(netblk attach "$source" --via ublk 2> "$scratch/words")" /dev/ublkb0 "attach of $source ($(cat "$scratch/words"))"
@@ -173,8 +186,22 @@ helper_dies() {
 	mkfs.ext4 -q /dev/ublkb0; mount /dev/ublkb0 $mnt
 	fio --name=v --directory=$mnt --size=8m --rw=randwrite --bs=4k-64k --ioengine=libaio --iodepth=16 --direct=1 --fsync=64 --verify=crc32c \
 		--verify_fatal=1 --loops=3 --minimal --output="$scratch/fio.v" > /dev/null & local fio=$! i pid how
-	for i in $(seq "${ROUNDS:-3}"); do
-		pid=$(field ublkb0 pid); kill -KILL "$pid"
+	# by itself
+	for i in $(seq "${ROUNDS:-2}"); do
+		until_so 60 is_guarded; pid=$(helper); kill -KILL "$pid"; until_so 120 another_than "$pid"; until_so 60 is ublkb0 state connected
+	done
+	expect "$(netblk attach $a --via ublk 2> "$scratch/words") $(cat "$scratch/words")" '/dev/ublkb0 ' "attach of what its guard has mended"
+	# the guard alone is killed: the next command starts another
+	pid=$(guard); kill -KILL "$pid"; until_so 60 eval "! kill -0 $pid"; netblk status > /dev/null; until_so 60 is_guarded
+	[ "$(guard)" != "$pid" ] || fail "the same guard"
+	awk '/^VmLck:/ {exit $2 < 1024}' "/proc/$(guard)/status" || fail "the guard's memory is not locked: $(grep VmLck "/proc/$(guard)/status")"
+	expect "$(cat "/proc/$(guard)/oom_score_adj")" -1000 "oom_score_adj of the guard"
+	expect "$(head -c 1 "/proc/$(guard)/cmdline") $(head -c 1 "/proc/$(helper)/cmdline")" '@ @' "the signs that systemd passes over at shutdown"
+	# a signal for everybody, as at a shutdown, ends neither while the disk is in use
+	kill -TERM "$(guard)" "$(helper)"; until_so 60 grep -q 'is in use, so it stays' /run/netblk/0/log; is_guarded; kill -0 "$(helper)"
+	# the guard and the helper: the next command mends
+	for i in $(seq "${ROUNDS:-2}"); do
+		pid=$(helper); die_both
 		if [ $((i % 2)) = 0 ]; then how="status"; else how="attach $a --via ublk"; fi
 		netblk $how > "$scratch/out" 2> "$scratch/words" || fail "$how: $(cat "$scratch/words")"
 		grep -q 'its helper had died' "$scratch/words" || fail "$how says $(cat "$scratch/words")"
@@ -185,18 +212,27 @@ helper_dies() {
 	until_so 60 is ublkb0 lost False
 	umount $mnt; e2fsck -fn /dev/ublkb0
 	netblk status 2> "$scratch/words" > /dev/null; expect "$(cat "$scratch/words")" '' "words of status with all well"
-	# nobody serves it: status as another sees it tells the truth, requests wait, and detach needs no helper
-	pid=$(field ublkb0 pid); kill -KILL "$pid"; until_so 60 eval "! kill -0 $pid"
+	# nobody serves it, and there is something in the page cache: detach has another helper write it
+	random_file "$scratch/blob" 64k
+	python3 -c "
+import os, time
+f = os.open('/dev/ublkb0', os.O_RDWR); os.pwrite(f, open('$scratch/blob', 'rb').read(), 48 << 20); open('$scratch/written', 'w').close(); time.sleep(600)" & local writer=$!
+	echo $writer >> "$scratch/pids"; until_so 60 test -e "$scratch/written"; rm "$scratch/written"
+	die_both; kill $writer; netblk detach ublkb0; wait $writer || true; gone
+	cmp -n 65536 -i 0:50331648 "$scratch/blob" "$scratch/disk9"
+	# by force it needs none
+	netblk attach $a --via ublk > /dev/null; die_both
 	read_one /dev/ublkb0 5 2> /dev/null & local reader=$!
-	netblk detach ublkb0
+	netblk detach --force ublkb0
 	if ended $reader; then fail "a read was answered by nobody"; fi
 	gone
 	# helper and server die, and the server comes back
-	netblk attach $a --via ublk > /dev/null; kill -KILL "$(field ublkb0 pid)"; kill_server
-	netblk status 2>&1 | grep -q 'another cannot start' || fail "status says $(netblk status 2>&1)"
-	expect "$(field ublkb0 state)" dead "state without server and helper"
-	netblk status 2> /dev/null | grep -q 'requests wait' || fail "status does not say that requests wait"
-	ours 10820; netblk attach $a --via ublk > /dev/null 2>&1; read_one /dev/ublkb0; until_so 60 is ublkb0 state connected
+	netblk attach $a --via ublk > /dev/null; die_both; kill_server
+	netblk status > "$scratch/words" 2>&1; grep -q 'another cannot start' "$scratch/words" || fail "status says $(cat "$scratch/words")"
+	# a new guard tries again and again; between two tries
+	until_so 60 is ublkb0 state dead
+	until_so 60 eval "netblk status 2> /dev/null | grep -q 'requests wait'"
+	ours 10820; read_one /dev/ublkb0; until_so 60 is ublkb0 state connected
 	# SIGTERM: in use it stays, otherwise it goes
 	mount /dev/ublkb0 $mnt; pid=$(field ublkb0 pid)
 	kill -TERM "$pid"; until_so 60 grep -q 'is in use, so it stays' /run/netblk/0/log; kill -0 "$pid"
@@ -211,6 +247,58 @@ helper_dies() {
 		expect "$(netblk attach $a --via ublk 2> "$scratch/words" || cat "$scratch/words")" /dev/ublkb0 "attach after a helper was killed at its beginning"
 		read_one /dev/ublkb0; netblk detach ublkb0; gone
 	done
+}
+# Nobody can serve it any more, and no command comes: what waits ends with EIO after the dead time, and the disk goes
+dead_time() {
+	local reader
+	ours 10820; netblk attach $a --via ublk --timeout 1 > /dev/null; until_so 60 is_guarded
+	kill_server; kill -KILL "$(helper)"; background flush /dev/ublkb0
+	must_fail 'input/output' within 120 dd if=/dev/ublkb0 of=/dev/null bs=4k count=1 skip=7 iflag=direct status=none
+	until_so 120 nothing_left
+	# mounted: the file system fails, and the number is free when it is unmounted
+	ours 10820; netblk attach $a --via ublk --timeout 5 > /dev/null; mkfs.ext4 -q /dev/ublkb0; mount /dev/ublkb0 $mnt; until_so 60 is_guarded
+	kill_server; kill -KILL "$(helper)"
+	if within 120 sync -f $mnt/. && within 120 ls $mnt/nothing 2> /dev/null && echo x > $mnt/x && within 120 sync $mnt/x; then fail "a write arrived nowhere"; fi
+	until_so 120 eval '! test -e /sys/block/ublkb0'
+	umount $mnt; until_so 120 nothing_left
+	# helpers that die as soon as they are there are no helpers
+	ours 10820; netblk attach $a --via ublk --timeout 2 > /dev/null; until_so 60 is_guarded
+	background eval 'while [ -e /run/netblk/0/state.json ]; do kill -KILL "$(helper)"; done 2> /dev/null'
+	# EIO, or the end of a disk that is no more
+	within 120 python3 -c "
+import os
+f = os.open('/dev/ublkb0', os.O_RDONLY)
+try:
+    while os.pread(f, 4096, 0): os.posix_fadvise(f, 0, 0, os.POSIX_FADV_DONTNEED)
+except OSError as error: print(error)"
+	until_so 120 nothing_left
+}
+# A guard that mends and a command that does, or that takes the disk away, come at the same time
+races() {
+	local i
+	ours 10820
+	for i in $(seq 0 "${ROUNDS:-5}"); do
+		expect "$(netblk attach $a --via ublk 2> "$scratch/words" || cat "$scratch/words")" /dev/ublkb0 "attach $i"; until_so 60 is_guarded
+		kill -KILL "$(helper)"; sleep "0.$((i * 8 % 100 / 10))$((i * 8 % 10))"
+		expect "$(netblk attach $a --via ublk 2> "$scratch/words" || cat "$scratch/words")" /dev/ublkb0 "attach $i of what was killed"; read_one /dev/ublkb0
+		until_so 60 is_guarded; kill -KILL "$(helper)"; sleep "0.$((i * 8 % 100 / 10))$((i * 8 % 10))"
+		netblk detach ublkb0; gone
+	done
+}
+# A new program takes the place of the old one when the helper dies
+upgrade() {
+	local pid
+	# without what a debugger needs, which is ten times as much, and all of this is in memory
+	mkdir -p "$scratch/bin"; rm -f "$scratch"/disk*; strip -o "$scratch/bin/netblk" "$netblk"; ours 10820
+	"$scratch/bin/netblk" attach $a --via ublk > /dev/null; until_so 60 is_guarded
+	cp "$scratch/bin/netblk" "$scratch/bin/new"; mv "$scratch/bin/new" "$scratch/bin/netblk"
+	pid=$(helper); kill -KILL "$pid"; until_so 120 another_than "$pid"; until_so 60 is_guarded
+	expect "$(readlink "/proc/$(helper)/exe") $(readlink "/proc/$(guard)/exe")" "$scratch/bin/netblk $scratch/bin/netblk" "programs that serve now"
+	read_one /dev/ublkb0
+	# with no program at all the one in memory goes on
+	rm "$scratch/bin/netblk"
+	pid=$(helper); kill -KILL "$pid"; until_so 120 another_than "$pid"; read_one /dev/ublkb0
+	netblk detach ublkb0; gone
 }
 # what only a helper's memory had goes with it
 memory_dies() {
@@ -239,7 +327,7 @@ losses() {
 	flush /dev/ublkb0
 	# another store in its place
 	die; kill_server; rm -f "$scratch"/disk9*; ours 10820
-	netblk status 2>&1 | grep -q 'is another store now' || fail "status says $(netblk status 2>&1)"
+	netblk status > "$scratch/words" 2>&1; grep -q 'is another store now' "$scratch/words" || fail "status says $(cat "$scratch/words")"
 	netblk detach --force ublkb0; gone
 	# NBD does not tell
 	netblk attach $b --via ublk > /dev/null 2>&1; dd if=/dev/urandom of=/dev/ublkb0 bs=4k count=4 oflag=direct conv=fsync status=none
@@ -267,7 +355,7 @@ server_dies() {
 	until_so 60 is ublkb0 state error
 	ours 10820; until_so 60 is ublkb0 state connected; read_one /dev/ublkb0
 	# detach with requests in flight that nobody answers: by force at once, whatever the server does
-	kill -STOP $server_pid
+	stand_still $server_pid
 	read_one /dev/ublkb0 9 2> /dev/null & local reader=$!
 	within 90 "$netblk" detach --force ublkb0
 	if ended $reader; then fail "a read was answered by nobody"; fi
@@ -333,8 +421,9 @@ size_changes() {
 	netblk detach ublkb0
 	expect "$(netblk attach "file:$scratch/disk1" --via ublk > /dev/null; blockdev --getsize64 /dev/ublkb0)" 16777216 "size, attached anew"
 	# a smaller one is not taken over
-	kill -KILL "$(field ublkb0 pid)"; truncate -s 4M "$scratch/disk1"
-	netblk status 2>&1 | grep -q 'has 4194304 bytes now, and had 16777216' || fail "status says $(netblk status 2>&1)"
+	die_both; truncate -s 4M "$scratch/disk1"
+	netblk status > "$scratch/words" 2>&1
+	grep -q 'has 4194304 bytes now, and had 16777216' "$scratch/words" || fail "status says $(cat "$scratch/words")"
 	netblk detach --force ublkb0; gone
 }
 t_ublk ublk-attach-and-detach first
@@ -343,6 +432,9 @@ t_ublk ublk-netblk1 netblk1
 t_ublk ublk-read-only read_only
 t_ublk ublk-refusals refusals
 t_ublk ublk-helper-dies helper_dies
+t_ublk ublk-dead-time dead_time
+t_ublk ublk-upgrade upgrade
+t_ublk ublk-guard-races races
 t_ublk ublk-memory-dies memory_dies
 t_ublk ublk-losses losses
 t_ublk ublk-server-dies server_dies
