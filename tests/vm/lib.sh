@@ -18,16 +18,19 @@ fail() { echo "$*" > "$scratch/reason"; exit 1; }
 skip() { echo "$*" > "$scratch/reason"; exit 77; }
 
 t() {
-	local name=$1 status; shift
+	local name=$1 status reason; shift
 	[[ $name =~ $only ]] || return 0
 	rm -f "$scratch/reason"; t_count=$((t_count+1))
 	( set -eE; trap 'r=$?; [ -s "$scratch/reason" ] || echo "status $r of: $BASH_COMMAND (${BASH_SOURCE[0]##*/}:$LINENO)" > "$scratch/reason"' ERR; "$@" ) > "$scratch/log" 2>&1
 	status=$?
-	take_down >> "$scratch/log" 2>&1 || { [ $status != 0 ] || { status=1; echo "cannot take down: $(tail -1 "$scratch/log")" > "$scratch/reason"; }; }
+	# before anything is taken down: what fails may take the guest with it
+	reason=$(cat "$scratch/reason" 2>/dev/null || echo "exit status $status")
+	case $status in 0|77) ;; *) echo "# $name fails: $reason"; tail -5 "$scratch/log" | sed 's/^/# | /';; esac
+	take_down >> "$scratch/log" 2>&1 || { [ $status != 0 ] || { status=1; reason="cannot take down: $(tail -1 "$scratch/log")"; }; }
 	case $status in
 		0) echo "PASS $name";;
-		77) echo "SKIP $name: $(cat "$scratch/reason")";;
-		*) t_failed=$((t_failed+1)); echo "FAIL $name: $(cat "$scratch/reason" 2>/dev/null || echo "exit status $status")"
+		77) echo "SKIP $name: $reason";;
+		*) t_failed=$((t_failed+1)); echo "FAIL $name: $reason"
 			sed 's/^/# | /' "$scratch/log" | tail -30; dmesg | tail -12 | sed 's/^/# k /';;
 	esac
 }
@@ -104,7 +107,8 @@ fio_job() { local n=$1; shift; fio --name="$n" --filename=/dev/netblk --direct=1
 take_down() {
 	local pid i
 	umount $mnt 2>/dev/null
-	swapoff /dev/netblk 2>/dev/null
+	# a partition of it, too: who has pages there dies of a disk that is taken away
+	swapoff -a 2>/dev/null
 	if [ -d /sys/module/net_block_driver ]; then
 		for i in /sys/block/netblk*/disconnect; do [ ! -e "$i" ] || echo 1 > "$i"; done
 	fi
