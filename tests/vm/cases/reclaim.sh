@@ -18,10 +18,12 @@ attach() {
 limit() { echo +memory > /sys/fs/cgroup/cgroup.subtree_control; mkdir -p $group; echo 64M > $group/memory.max; }
 swapped_out() { awk '$1 == "pswpout" {print $2}' /proc/vmstat; }
 reconnects() { cat $sysfs/statistics/reconnects; }
+# A new process needs 64 KiB in one piece for its kernel stack under User-Mode Linux, and finds none while memory is pressed:
+# nothing here is begun meanwhile, and what asks is asked again.
 # 64 MiB of memory for factor x 64 MiB of pages that cannot be compressed away or dropped, until COMMAND succeeds
 press() {
 	python3 - $group $((factor * 64)) "$@" <<'PY'
-import hashlib, subprocess, sys
+import errno, hashlib, subprocess, sys
 group, mib, enough = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
 with open(f"{group}/cgroup.procs", "w") as f:
     f.write("0")
@@ -33,8 +35,12 @@ while True:
     for i in range(mib):
         assert blocks[i] == hashlib.shake_128(b"%d %d" % (i, turn)).digest(1 << 20), f"block {i} of turn {turn} came back wrong"
     turn += 1
-    if subprocess.run(["bash", "-c", *enough], check=False).returncode == 0:
-        break
+    try:
+        if subprocess.run(["bash", "-c", *enough], check=False).returncode == 0:
+            break
+    except OSError as error:
+        if error.errno not in (errno.ENOMEM, errno.EAGAIN):
+            raise
 print(turn, "turns")
 PY
 }
@@ -59,15 +65,26 @@ dirty() {
 	expect "$(stat_of errors)" 0 errors
 	unload
 }
+# one process that makes a file's pages dirty, and has them written, again and again
+write_and_sync='
+import os, sys
+block = bytes(1 << 20)
+while True:
+    with open(sys.argv[1], "r+b" if os.path.exists(sys.argv[1]) else "wb", buffering=0) as f:
+        for _ in range(int(sys.argv[2])):
+            f.write(block)
+        os.fsync(f.fileno())
+'
 # swap and a file system on one disk, at the same time
 swap_and_dirty() {
 	attach
 	printf 'label: dos\n,512M\n,\n' | sfdisk -q /dev/netblk
 	mkswap /dev/netblk1 > /dev/null; swapon /dev/netblk1; limit
 	mkfs.ext4 -q -E lazy_itable_init=1 /dev/netblk2; mount /dev/netblk2 $mnt
-	background eval "while :; do dd if=/dev/zero of=$mnt/dirty bs=1M count=$((memory_mib * factor < 800 ? memory_mib * factor : 800)) status=none conv=notrunc,fsync; done"
+	background exec python3 -c "$write_and_sync" $mnt/dirty $((memory_mib * factor < 800 ? memory_mib * factor : 800))
+	local writer; writer=$(tail -1 "$scratch/pids")
 	press "[ \$(cut -d. -f1 /proc/uptime) -ge $(($(cut -d. -f1 /proc/uptime) + seconds)) ]"
-	kill -KILL "$(tail -1 "$scratch/pids")"; pkill -KILL -x dd || true; until_true 300 "the end of dd" eval '! pgrep -x dd'
+	kill -KILL "$writer"; wait "$writer" || expect $? 137 "end of the writer"
 	until_true 60 "umount" umount $mnt; swapoff /dev/netblk1
 	e2fsck -fn /dev/netblk2
 	expect "$(stat_of errors)" 0 errors
