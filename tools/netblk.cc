@@ -9,6 +9,7 @@
 #include "netblk_bench.h"
 #include "netblk_copy.h"
 #include "netblk_disks.h"
+#include "netblk_helper_process.h"
 #include "netblk_info.h"
 #include "netblk_replay.h"
 #include "netblk_scope.h"
@@ -37,6 +38,7 @@ struct Arguments {
   std::string uri;
   double timeout_s = 0;  // 0: not given
   std::optional<double> wait_s;
+  std::optional<double> start_wait_s;
   DetachArguments detach;
   TopArguments top;
   bool json = false;
@@ -112,6 +114,10 @@ int run(int argc, char** argv) {
   attach_command->add_flag("--all", arguments.all, "Every disk of the table that is not noauto");
   attach_command->add_option("--table", arguments.table.table, "The table, netblktab(5)")->capture_default_str();
   attach_command->add_option("--lock-wait", arguments.wait_s, kWaitText)->check(CLI::Range(0.0, kMaxTimeoutSeconds));
+  attach_command
+      ->add_option("--start-wait", arguments.start_wait_s,
+                   "Seconds that a helper may take to make the disk before it is killed (default 180; more with a long --timeout)")
+      ->check(CLI::Range(kMinTimeoutSeconds, kMaxTimeoutSeconds));
 
   CLI::App* const detach_command = app.add_subcommand("detach", "Detach a disk");
   detach_command->add_option("DEVICE", arguments.detach.device, "As `attach` printed it, or its name");
@@ -228,12 +234,13 @@ int run(int argc, char** argv) {
     return fail(kMalformed, std::string(error.what()) + " (netblk --help)");
   }
   if (arguments.wait_s) set_lock_patience(static_cast<uint64_t>(std::llround(*arguments.wait_s * 1000)));
+  if (arguments.start_wait_s) set_start_patience(static_cast<uint64_t>(std::llround(*arguments.start_wait_s * 1000)));
   if (attach_command->parsed()) {
     if (!arguments.attach.explain) leave_login_session(argv);
     bool has_own_options = false;
     for (const CLI::Option* const option : attach_command->parse_order())
       if (option->get_name().starts_with("--") && option->get_name() != "--table" && option->get_name() != "--all" &&
-          option->get_name() != "--lock-wait")
+          option->get_name() != "--lock-wait" && option->get_name() != "--start-wait")
         has_own_options = true;
     return run_attach_words(arguments, has_own_options);
   }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "netblk_attach.h"
 
+#include <sys/mount.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -77,6 +78,29 @@ std::vector<std::string> devices_named(std::string_view prefix) {
   return nodes;
 }
 
+// A helper that was killed while the kernel looked for partitions: by fuse one of its threads waits for the answer of
+// another, and none of them can end before all that waits for the mount has failed. The mount stays: the loop device names it.
+void cut_off(const Record& record) {
+  if (record.way == "fuse") (void)::umount2(record.mount_directory().c_str(), MNT_FORCE | UMOUNT_NOFOLLOW);
+}
+
+// Linux 6.1 to 6.17 look for the partitions of a ublk disk before its start is over, and who is killed then is never let go.
+bool may_be_killed(int64_t pid) {
+  for (const Record& record : read_records())
+    if (record.pid == pid && record.ublk.number >= 0) return false;
+  return true;
+}
+
+// A helper whose disk nobody was told of. Ends what it waits for when it waits for its own disk, too.
+void give_back_named(const Record& record) {
+  if (record.way == "fuse" && attach::loop_backing_file(record.device) == record.disk_file()) (void)attach::loop_detach(record.device);
+  const auto number = attach::nbd_number(record.device);
+  if (record.way != "nbd" || !number || !nbd_is_there(record)) return;
+  auto netlink = attach::NbdNetlink::open();
+  if (netlink) (void)netlink.value().disconnect(*number);
+  forget_partitions(record.device);
+}
+
 // A helper makes its device before it can write its name down, and may be killed between the two.
 void give_back_unnamed(const Record& record, const std::vector<Record>& all) {
   if (record.way == "fuse") {
@@ -96,12 +120,19 @@ void give_back_unnamed(const Record& record, const std::vector<Record>& all) {
   }
 }
 
-// Takes away what helpers left that ended before their disk was there.
-void sweep_unfinished() {
+// Takes away what helpers left that ended before their disk was there, or before anybody was told of it: that process.
+void sweep_unfinished(int64_t untold_pid = 0) {
   const std::vector<Record> records = read_records();
   for (const Record& record : records) {
-    if (!record.device.empty() || is_alive(record)) continue;
-    give_back_unnamed(record, records);
+    const bool is_untold = untold_pid != 0 && record.pid == untold_pid;
+    if (!record.device.empty() && !is_untold) continue;
+    if (is_dying(record)) cut_off(record);
+    if (is_alive(record)) continue;
+    if (record.device.empty()) {
+      give_back_unnamed(record, records);
+    } else {
+      give_back_named(record);
+    }
     Status cleared = clear(record);
     if (!cleared) note(cleared.error().message);
   }
@@ -130,8 +161,21 @@ Result<std::string> attach_by(const HelperWay& way, const Source& source, const 
   sweep_unfinished();
   Status room = way.make_room();
   if (!room) return std::move(room).error();
-  auto node = start_helper(way.run);
-  if (!node) return node;
+  int64_t late_pid = 0;
+  const auto let_go = [&](int64_t pid) {
+    late_pid = pid;
+    for (const Record& record : read_records()) {
+      if (record.pid != pid) continue;
+      cut_off(record);
+      if (!record.device.empty()) give_back_named(record);
+    }
+  };
+  auto node = start_helper(
+      {.run = way.run, .source = source.text, .given = options, .may_be_killed = may_be_killed, .let_go = let_go});
+  if (!node) {
+    if (late_pid != 0) sweep_unfinished(late_pid);
+    return node;
+  }
   if (const auto made = record_of(way.name, node.value())) start_guard(*made);
   return node;
 }
@@ -180,10 +224,12 @@ Status mend(const Record& record) {
   if (!source.value().survives_helper())
     return make_error(EIO, "{} was its helper's alone, and gone with it: `netblk detach --force {}`", record.server,
                       record.device);
-  auto node = start_helper([&](HelperParent& parent) {
+  const auto run = [&](HelperParent& parent) {
     return record.way == "nbd" ? run_nbd_helper(source.value(), {.number = {}, .disk = record.given}, &record, parent)
                                : run_ublk_helper(source.value(), {.number = {}, .disk = record.given}, &record, parent);
-  });
+  };
+  // The disk stays, whatever becomes of the helper.
+  auto node = start_helper({.run = run, .source = record.server, .given = record.given});
   // One that cannot start now may be able to later.
   start_guard(record);
   if (!node) return std::move(node).error();

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <linux/close_range.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -10,15 +11,20 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <climits>
 #include <cstring>
 #include <fstream>
+#include <optional>
+#include <utility>
 
 #include "base/log.h"
 #include "base/parse.h"
@@ -27,18 +33,89 @@
 namespace netblk::tools {
 namespace {
 
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+
 constexpr timeval kControlTimeout{.tv_sec = 1, .tv_usec = 0};
 // Every page of a stack is in memory for good.
 constexpr size_t kStackBytes = 512 << 10;
 
-std::string read_to_end(int fd) {
+// Whatever a helper waits for has a deadline of its own: those of its server, in turn, the patience with another user of
+// its store, and then some, for a machine that is busy.
+constexpr uint64_t kStartMs = 60'000;
+constexpr unsigned kTimeoutsInTurn = 5;
+constexpr int kKilledMs = 10'000;
+uint64_t start_patience_ms = 0;
+
+uint64_t patience_for(const AttachOptions& given) {
+  if (start_patience_ms != 0) return start_patience_ms;
+  const uint64_t dead_time_ms = given.for_ever ? AttachOptions{}.dead_time_ms() : given.dead_time_ms();
+  return kStartMs + std::max(dead_time_ms, kTimeoutsInTurn * given.timeout_ms);
+}
+
+// What there is to read until the other end is closed. Nothing: it is not, and the time is over.
+std::optional<std::string> read_to_end(int fd, uint64_t patience_ms) {
+  const auto end = steady_clock::now() + milliseconds(patience_ms);
   std::string text;
   std::array<char, 4096> part{};
   for (;;) {
+    const auto left = std::chrono::ceil<milliseconds>(end - steady_clock::now()).count();
+    pollfd told{fd, POLLIN, 0};
+    const int ready = left <= 0 ? 0 : ::poll(&told, 1, static_cast<int>(std::min<int64_t>(left, INT_MAX)));
+    if (ready < 0 && errno == EINTR) continue;
+    if (ready <= 0) return std::nullopt;
     const ssize_t got = ::read(fd, part.data(), part.size());
     if (got > 0) text.append(part.data(), static_cast<size_t>(got));
     if (got == 0 || (got < 0 && errno != EINTR)) return text;
   }
+}
+
+// What a process is at, in words, for somebody who wants to know why it does not go on: proc(5).
+std::string pastime_of(int64_t pid) {
+  const std::string stat = read_text(fmt::format("/proc/{}/stat", pid));
+  const size_t name_end = stat.rfind(')');
+  const char state = name_end == std::string::npos || name_end + 2 >= stat.size() ? '?' : stat[name_end + 2];
+  if (state == 'T' || state == 't') return "it was stopped, by a signal or a debugger";
+  const std::string place = read_text(fmt::format("/proc/{}/wchan", pid));
+  if (place.empty() || place == "0") return "it was not waiting in the kernel";
+  return fmt::format("it waited in the kernel ({})", place);
+}
+
+// The last line of the log of the helper.
+std::string last_words_of(int64_t pid) {
+  for (const Record& record : read_records()) {
+    if (record.pid != pid) continue;
+    const std::string log = read_text(record.log_file());
+    return log.substr(log.rfind('\n') + 1);
+  }
+  return "";
+}
+
+bool ends_within(pid_t child, int patience_ms) {
+  const io::UniqueFd process(static_cast<int>(::syscall(SYS_pidfd_open, child, 0)));
+  pollfd ended{process.get(), POLLIN, 0};
+  if (process.valid()) (void)uninterrupted([&] { return ::poll(&ended, 1, patience_ms); });
+  return ::waitpid(child, nullptr, process.valid() ? WNOHANG : 0) == child;
+}
+
+// One that tells nothing is in the way of every other attach and detach.
+Error end_late_helper(pid_t child, const HelperStart& start, uint64_t patience_ms) {
+  const std::string pastime = pastime_of(child);
+  const std::string words = last_words_of(child);
+  std::string text = fmt::format("the helper of {} (process {}) made no disk within {:.3g} s: {}", start.source, child,
+                                 static_cast<double>(patience_ms) / 1000, pastime);
+  if (!words.empty()) text += fmt::format(", and its log ends with \"{}\"", words);
+  if (!start.may_be_killed(child)) {
+    (void)::kill(child, SIGCONT);
+    text += "; the kernel waits for its answer, so it is not killed, and ends by itself when that has come or its time is over";
+    return Error{ETIME, std::move(text)};
+  }
+  (void)::kill(child, SIGKILL);
+  start.let_go(child);
+  text += ends_within(child, kKilledMs)
+              ? fmt::format("; it was killed: look whether {} answers; --start-wait waits longer", start.source)
+              : fmt::format("; it was killed, and has not ended yet: /proc/{}/stack has what it waits for", child);
+  return Error{ETIME, std::move(text)};
 }
 
 // Lines: "#words" for the user, then the node, or "!22 words": errno decides the exit status.
@@ -75,7 +152,9 @@ void HelperParent::failed(const Error& error) {
   pipe_.reset();
 }
 
-Result<std::string> start_helper(const std::function<int(HelperParent&)>& run) {
+void set_start_patience(uint64_t milliseconds) { start_patience_ms = milliseconds; }
+
+Result<std::string> start_helper(const HelperStart& start) {
   std::array<int, 2> ends{};
   if (::pipe2(ends.data(), O_CLOEXEC) != 0) return make_error(errno, "cannot make a pipe: {}", errno_text(errno));
   io::UniqueFd read_end(ends[0]);
@@ -87,10 +166,13 @@ Result<std::string> start_helper(const std::function<int(HelperParent&)>& run) {
     outlive_shutdown();
     HelperParent parent(std::move(write_end));
     leave_caller(parent);
-    ::_exit(run(parent));
+    ::_exit(start.run(parent));
   }
   write_end.reset();
-  auto node = understood(read_to_end(read_end.get()));
+  const uint64_t patience_ms = patience_for(start.given);
+  const auto told = read_to_end(read_end.get(), patience_ms);
+  if (!told) return end_late_helper(child, start, patience_ms);
+  auto node = understood(*told);
   if (!node) ::waitpid(child, nullptr, 0);
   return node;
 }

@@ -2,6 +2,7 @@
 // What the helper processes of `netblk attach` have in common: how they are started, leave their caller, and answer.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <string>
 
@@ -28,8 +29,23 @@ class HelperParent {
   io::UniqueFd pipe_;
 };
 
-// Forks; `run` is the child's whole life, and its result the exit status. Waits until the child has told the node.
-Result<std::string> start_helper(const std::function<int(HelperParent&)>& run);
+// How long a helper may take to make its disk; 0: as long as what it does may take. Of the whole process, which runs one
+// command.
+void set_start_patience(uint64_t milliseconds);
+
+struct HelperStart {
+  std::function<int(HelperParent&)> run;  // the child's whole life; its result is the exit status
+  std::string source;
+  AttachOptions given;
+  // Asked when it has told nothing in time, by its process. False: the kernel could not get over its sudden end; it is left
+  // alone, and ends by itself since nobody waits for it any more.
+  std::function<bool(int64_t pid)> may_be_killed = [](int64_t) { return true; };
+  // Ends what it may still wait for when it was killed.
+  std::function<void(int64_t pid)> let_go = [](int64_t) {};
+};
+
+// Forks, and waits until the child has told the node. ETIME: it has told nothing in time, and was killed.
+Result<std::string> start_helper(const HelperStart& start);
 
 // systemd passes over a process with this sign when it ends all others at shutdown ("root storage daemons"): what is still
 // mounted then is unmounted after that, and needs its disk.

@@ -277,6 +277,8 @@ std::vector<Record> read_records() {
   return records;
 }
 
+bool is_dying(const Record& record) { return is_dying(record.pid); }
+
 bool is_alive(const Record& record) {
   const auto end = std::chrono::steady_clock::now() + kKilledPatience;
   for (;;) {

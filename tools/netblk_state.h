@@ -101,6 +101,8 @@ std::optional<Record> read_record(const std::string& directory);
 
 // Whether the helper lives; one that was killed does not. It waits a moment for the end of such a one.
 bool is_alive(const Record& record);
+// Whether it was killed, and has not come to its end.
+bool is_dying(const Record& record);
 // Waits until the helper has gone; false when the time is over first.
 bool wait_until_gone(const Record& record, uint64_t timeout_ms);
 // A system call made again as long as something interrupts it. That needs no signal: a ring of io_uring that was closed

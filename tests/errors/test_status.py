@@ -248,5 +248,68 @@ def test_who_holds_the_others_up_is_named(t):
     command.run(t, "detach", device)
 
 
+def starting_helper(uri):
+    """The process of the helper that makes a disk of the source, or nothing."""
+    for record in pathlib.Path("/run/netblk").glob("[0-9]*/state.json"):
+        try:
+            found = json.loads(record.read_text())
+        except (OSError, ValueError):
+            continue  # it is being replaced, or has just gone
+        if found["server"] == uri and not found["device"]:
+            return found["pid"]
+    return None
+
+
+def nothing_is_left_of(t, uri, pid):
+    until("the end of the helper", lambda: not os.path.exists(f"/proc/{pid}"))
+    check(starting_helper(uri) is None, "the record of the helper stays")
+    rows = json.loads(command.run(t, "status", "--json")[0])
+    check(all(row["server"] != uri for row in rows), f"a disk of it stays: {rows}")
+    mounts = pathlib.Path("/proc/self/mounts").read_text(encoding="utf-8")
+    for mount in pathlib.Path("/run/netblk").glob("[0-9]*/mnt"):
+        check(mount.parent.joinpath("state.json").exists() or str(mount) not in mounts, f"{mount} stays")
+
+
+@test(timeout=180)
+def test_a_helper_that_hangs_before_its_disk_is_there_is_ended(t):
+    """Its server accepts and says nothing, for which --timeout gives it long; then the helper itself is stopped."""
+    needs()
+    s = serverproc.start_export(t, f"disk=file:{t.tmp / 'disk'}?size=16M")
+    uri = f"netblk://127.0.0.1:{s.port}/disk"
+    command.refused(t, "attach", "--via", "fuse", "--start-wait", "0", uri, words="--start-wait", status=2)
+    command.refused(t, "attach", "--via", "fuse", "--start-wait", "soon", uri, words="--start-wait", status=2)
+    os.kill(s.pid, signal.SIGSTOP)
+    t.defer(lambda first=s: first.proc.poll() is None and os.kill(first.pid, signal.SIGCONT))
+    for stopped in (False, True):
+        attaching = command.start(t, "attach", "--via", "fuse", "--start-wait", "5", "--timeout", "600", uri)
+        until("a helper", lambda: starting_helper(uri))
+        pid = starting_helper(uri)
+        if stopped:
+            os.kill(pid, signal.SIGSTOP)
+        out, err = attaching.communicate(timeout=100 * suite.TIME_SCALE)
+        err = err.decode()
+        check_eq((attaching.returncode, out, err.count("\n")), (1, b"", 1), f"status, stdout, lines on stderr: {err}")
+        for word in (f"helper of {uri} (process {pid})", "within 5 s", "it was killed", "stopped" if stopped else "waited in the kernel",
+                     f"whether {uri} answers", "--start-wait"):
+            check(word in err, f"{word!r} in the message wanted: {err!r}")
+        nothing_is_left_of(t, uri, pid)
+    # Who is slow, and not too slow, is waited for. By another server: what the two that were killed said is still to be
+    # read by the first one.
+    s = serverproc.start_export(t, f"disk=file:{t.tmp / 'slow'}?size=16M")
+    uri = f"netblk://127.0.0.1:{s.port}/disk"
+    os.kill(s.pid, signal.SIGSTOP)
+    t.defer(lambda: s.proc.poll() is None and os.kill(s.pid, signal.SIGCONT))
+    attaching = command.start(t, "attach", "--via", "fuse", "--start-wait", "100", "--timeout", "100", uri)
+    until("a helper", lambda: starting_helper(uri))
+    check(attaching.poll() is None, "an attach without a server has ended")
+    os.kill(s.pid, signal.SIGCONT)
+    out, err = attaching.communicate(timeout=100 * suite.TIME_SCALE)
+    check_eq(attaching.returncode, 0, f"status of an attach whose server came late: {err.decode()}")
+    device = attach(t, uri)
+    check_eq(out.decode().strip(), device, "the disk")
+    read_at(device, 0)
+    command.run(t, "detach", device)
+
+
 if __name__ == "__main__":
     sys.exit(suite.main("status"))

@@ -121,6 +121,30 @@ forcibly() {
 	if wait $fio; then fail "fio saw no error"; fi
 	exec 7<&-; netblk detach --force "$disk" 2> /dev/null || true; until_true 60 "an end of $disk" nothing_left
 }
+# a helper that hangs before anybody was told of its disk is ended, and nothing of it is left: its source takes requests and
+# answers none, and the kernel asks for the partitions; then the helper itself is stopped
+start_hangs() {
+	if [ "$way" = netblk ]; then tell "the driver has no process that could hang"; return 0; fi
+	truncate -s 16M "$scratch/disk1"; local disk attaching pid delay_ms=600000 told='it was killed'
+	[ "$way" != ublk ] || { delay_ms=4000 told='it is not killed, and ends by itself'; tell "ublk: Linux 6.1 to 6.17 do not get over the end of a helper while they look for partitions"; }
+	if disk=$(within 60 "$netblk" attach "file:$scratch/disk1?delay-read-ms=$delay_ms" --via $way --start-wait 2 2> "$scratch/words"); then
+		tell "$way: the disk is there before its partitions are read"; within 60 "$netblk" detach --force "$disk"
+	else
+		grep -q "made no disk within 2 s: .*$told" "$scratch/words" || fail "attach says $(cat "$scratch/words")"
+	fi
+	until_true 100 "an end" nothing_of_it; start_server; stand_still $server_pid
+	"$netblk" attach $src --via $way --start-wait 5 --timeout 600 2> "$scratch/words" & attaching=$!
+	until_true 60 "a helper" eval 'pid=$(starting) && [ -n "$pid" ]'; kill -STOP "$pid"
+	if wait $attaching; then fail "a disk without a helper"; fi
+	grep -q "(process $pid) made no disk within 5 s: it was stopped.*it was killed" "$scratch/words" || fail "attach says $(cat "$scratch/words")"
+	nothing_of_it || fail "left: $(ls -R /run/netblk)"
+	kill -CONT $server_pid; disk=$(attach); read_at "$disk" 0; netblk detach "$disk"; nothing_left || fail "left: $(ls /run/netblk)"
+}
+starting() { python3 -c "import glob, json; print(*(json.load(open(f))['pid'] for f in glob.glob('/run/netblk/[0-9]*/state.json')))"; }
+nothing_of_it() {
+	! ls -d /run/netblk/[0-9]* > /dev/null 2>&1 && ! grep -q /run/netblk /proc/mounts && ! cat /sys/block/loop*/loop/backing_file /sys/block/nbd*/pid 2> /dev/null | grep -q . &&
+		! ls -d /sys/class/ublk-char/* > /dev/null 2>&1 && ! pgrep -x netblk-helper > /dev/null
+}
 # what was written and is in the page cache alone arrives; a program that has the disk open and writes sees an end
 detach_under_io() {
 	start_server; local disk fio; disk=$(attach); random_file "$scratch/blob" 8M
@@ -227,6 +251,7 @@ each server-dies server_dies
 each helper-dies helper_dies
 each helper-dies-under-load helper_dies_under_load
 each forcibly forcibly
+each start-hangs start_hangs
 each detach-under-io detach_under_io
 each used-meanwhile used_meanwhile
 each retry retry
