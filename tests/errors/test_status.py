@@ -5,11 +5,13 @@ went, the age of the oldest; and that attach and detach do not wait for ever for
 
 Durations are compared from below, or with each other until a quiet moment comes."""
 
+import errno
 import fcntl
 import json
 import os
 import pathlib
 import pty
+import shutil
 import signal
 import struct
 import subprocess
@@ -245,6 +247,64 @@ def test_who_holds_the_others_up_is_named(t):
         command.refused(t, "attach", "--via", "fuse", "--lock-wait", "0.2", uri, words=[who, "--lock-wait"])
         check_eq(status(t, device)["state"], "connected", "state")
         command.refused(t, "detach", "--lock-wait", "0", device, words=[who, "is detached, but keeps its name"])
+    command.run(t, "detach", device)
+
+
+@test(timeout=180)
+def test_a_mounted_disk_is_detached_by_force_or_lazily_alone(t):
+    needs()
+    if not shutil.which("mkfs.ext4"):
+        raise Skip("needs mkfs.ext4")
+    s = serverproc.start_export(t, f"disk=file:{t.tmp / 'disk'}?size=16M")
+    uri = f"netblk://127.0.0.1:{s.port}/disk"
+    folder = t.tmp / "mnt"
+    folder.mkdir()
+
+    def mount(device):
+        subprocess.run(["mount", device, folder], check=True)
+        t.defer(lambda: subprocess.run(["umount", "--lazy", folder], stderr=subprocess.DEVNULL, check=False))
+
+    def unmount():
+        subprocess.run(["umount", folder], check=True, timeout=60 * suite.TIME_SCALE)
+
+    def is_gone(device):
+        return all(row["device"] != device or row["server"] != uri for row in json.loads(command.run(t, "status", "--json")[0]))
+    device = attach(t, uri)
+    subprocess.run(["mkfs.ext4", "-q", device], check=True)
+    mount(device)
+    for options in ([], ["--wait", "0.3"]):
+        command.refused(t, "detach", *options, device, words=[f"mounted on {folder}", "unmount it first", "--force"])
+    command.refused(t, "detach", "--force", "--lazy", device, words="excludes", status=2)
+    row = status(t, device)
+    check_eq((row["state"], row["leaving"]), ("connected", False), "state and leaving after detach was refused")
+    with open(folder / "kept", "wb") as file:
+        file.write(b"kept" * 4096)
+        file.flush()
+        os.fsync(file.fileno())
+    # at once: what is mounted fails
+    command.run(t, "detach", "--force", device)
+    check(is_gone(device), "status shows what was detached by force")
+    try:
+        with open(folder / "new", "wb", buffering=0) as file:
+            file.write(b"new")
+            os.fsync(file.fileno())
+        raise AssertionError("a file was written to a disk that was detached by force")
+    except OSError as error:
+        check(error.errno in (errno.EIO, errno.EROFS), f"of a file system whose disk has gone: {error}")
+    unmount()
+    # when it is unmounted: it goes on until then
+    device = attach(t, uri)
+    mount(device)
+    check_eq((folder / "kept").read_bytes(), b"kept" * 4096, "what was synced before")
+    command.run(t, "detach", "--lazy", device)
+    check(status(t, device)["leaving"], "a lazy detach waits")
+    (folder / "more").write_bytes(b"more" * 4096)
+    unmount()
+    until("the end of the disk", lambda: is_gone(device))
+    device = attach(t, uri)
+    mount(device)
+    check_eq((folder / "more").read_bytes(), b"more" * 4096, "what was written while the disk was leaving")
+    unmount()
     command.run(t, "detach", device)
 
 

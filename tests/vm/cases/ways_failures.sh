@@ -121,6 +121,24 @@ forcibly() {
 	if wait $fio; then fail "fio saw no error"; fi
 	exec 7<&-; netblk detach --force "$disk" 2> /dev/null || true; until_true 60 "an end of $disk" nothing_left
 }
+# --force of a disk that is mounted: refused without it, which changes nothing; with it the file system answers EIO and can
+# be unmounted, nothing is left, and the next attach has what was synced
+forcibly_mounted() {
+	start_server; local disk; disk=$(attach --name data)
+	mkfs.ext4 -q "$disk"; mount "$disk" $mnt; random_file $mnt/kept 1M; cp $mnt/kept "$scratch/kept"; sync -f $mnt
+	must_fail "mounted on $mnt: unmount it first, or use --force" netblk detach data
+	must_fail "mounted on $mnt" netblk detach --wait 0.5 "$disk"
+	expect "$(field data state) $(field data leaving)" 'connected False' "state after detach was refused"
+	echo more > $mnt/more; sync -f $mnt
+	within 60 "$netblk" detach --force data || fail "detach --force: $?"
+	[ ! -e /dev/netblk-by-name/data ] || fail "the name stays"
+	drop_caches
+	must_fail 'input/output\|read-only' eval "cat $mnt/kept && echo gone > $mnt/gone && sync -f $mnt"
+	within 60 umount $mnt
+	netblk detach "$disk" 2> /dev/null; until_true 60 "an end of $disk" nothing_left
+	disk=$(attach --name data); mount "$disk" $mnt; cmp "$scratch/kept" $mnt/kept; expect "$(cat $mnt/more)" more "the second file"
+	umount $mnt; e2fsck -fn "$disk"; netblk detach data; nothing_left || fail "left: $(ls /run/netblk)"
+}
 # a helper that hangs before anybody was told of its disk is ended, and nothing of it is left: its source takes requests and
 # answers none, and the kernel asks for the partitions; then the helper itself is stopped
 start_hangs() {
@@ -251,6 +269,7 @@ each server-dies server_dies
 each helper-dies helper_dies
 each helper-dies-under-load helper_dies_under_load
 each forcibly forcibly
+each forcibly-mounted forcibly_mounted
 each start-hangs start_hangs
 each detach-under-io detach_under_io
 each used-meanwhile used_meanwhile
