@@ -45,6 +45,21 @@ Error bad_member(const char* member, const char* kind) {
 
 }  // namespace
 
+bool BranchTurn::has_come() const {
+  const auto first = std::find_if(running_.turns.begin(), running_.turns.end(), [this](const BranchTurn* each) { return each->branch_ == branch_; });
+  return *first == this;
+}
+
+coro::Task<void> BranchTurn::come() {
+  while (!has_come()) co_await moved_.wait();
+}
+
+BranchTurn::~BranchTurn() {
+  running_.turns.remove(this);
+  for (BranchTurn* const each : running_.turns)
+    if (each->branch_ == branch_) each->moved_.set();
+}
+
 const VolumeCommand* find_volume_command(std::string_view name) {
   const auto found = std::find_if(kCommands.begin(), kCommands.end(), [&](const VolumeCommand& each) { return name == each.name; });
   return found == kCommands.end() ? nullptr : &*found;

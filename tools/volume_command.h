@@ -5,11 +5,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <list>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/result.h"
@@ -45,11 +47,13 @@ class VolumeUsers {
   };
   virtual ~VolumeUsers() = default;
   // Nobody of them has the branch open any more, until take(). None: nobody had. EBUSY: there are clients, as the message says,
-  // and they are not to be disconnected, or did not end.
+  // and they are not to be disconnected; ETIMEDOUT: they did not end.
   virtual coro::Task<Result<std::shared_ptr<Given>>> give(const std::string& branch, bool disconnect) = 0;
   // They have it open again: one line for each that has not.
   virtual coro::Task<std::vector<std::string>> take(std::shared_ptr<Given> given) = 0;
 };
+
+class BranchTurn;
 
 // What runs on an open volume, whoever asked for it.
 struct Running {
@@ -57,6 +61,27 @@ struct Running {
   ByteSource* receive = nullptr;
   bool gives_up = false;     // it ends, and nothing of it stays
   coro::Event has_given_up;  // for the one that waits for that
+  std::list<BranchTurn*> turns;  // in the order that they came
+};
+
+// Of who changes what a branch is, as long as it is there: one after the other for each branch. Between give() and take() nobody
+// has the branch open, and whoever reserved it then would keep its exports from being opened again.
+class BranchTurn {
+ public:
+  BranchTurn(Running& running, std::string branch) : running_(running), branch_(std::move(branch)) { running_.turns.push_back(this); }
+  BranchTurn(const BranchTurn&) = delete;
+  BranchTurn& operator=(const BranchTurn&) = delete;
+  ~BranchTurn();
+
+  // Ends when all of before have ended.
+  coro::Task<void> come();
+
+ private:
+  bool has_come() const;
+
+  Running& running_;
+  const std::string branch_;
+  coro::Event moved_;
 };
 
 // All of it on the loop that the volume was opened on.

@@ -123,6 +123,8 @@ coro::Task<Result<Json>> volume_snapshot(VolumeWork& on, const Json& asked) {
 coro::Task<Result<Json>> volume_delete(VolumeWork& on, const Json& asked) {
   const auto name = name_in(asked);
   if (!name.ok()) co_return name.error();
+  BranchTurn turn(on.running, name.value());
+  co_await turn.come();
   const Status deleted = co_await on.volume.remove(name.value());
   if (!deleted.ok()) co_return deleted.error();
   Json answer = {{"name", name.value()}};

@@ -24,9 +24,9 @@ Result<volume::PointName> point_in(const Json& asked, const char* member) {
 
 // A client keeps what it has read, and goes on with it: an NBD client cannot even be told.
 Error not_given(const std::string& branch, bool disconnect, const Error& why) {
-  if (why.code != EBUSY) return why;
+  if (why.code != EBUSY && why.code != ETIMEDOUT) return why;
   const std::string what = branch.empty() ? "the volume itself" : fmt::format("'{}'", branch);
-  if (disconnect) return make_error(EBUSY, "{} is in use: {}; nothing was changed, try again", what, why.message);
+  if (disconnect || why.code == ETIMEDOUT) return make_error(EBUSY, "{} is in use: {}; nothing was changed, try again", what, why.message);
   return make_error(EBUSY,
                     "{} is in use: {}; unmount it there and detach it, and try again, or say --disconnect, which ends the connections",
                     what, why.message);
@@ -69,7 +69,13 @@ coro::Task<Result<Json>> volume_rewind(VolumeWork& on, const Json& asked) {
   if (!disconnect.ok()) co_return disconnect.error();
   volume::PointName to = std::move(point).value();
   std::string branch = std::move(of).value();
+  BranchTurn turn(on.running, branch);
+  co_await turn.come();
+  if (on.stopped && on.stopped()) co_return make_error(ECANCELED, "it was stopped");
   // Nobody is disconnected for what cannot be.
+  if (const auto receiving = on.volume.receiving(); receiving && branch.empty())
+    co_return make_error(EBUSY, "a receive of '{}' is unfinished there: go on with it, or give it up with `netblk volume receive --abort {}`",
+                         receiving->what.to_name, on.folder);
   const Status can = undo.value() ? on.volume.can_undo_rewind(branch) : on.volume.can_rewind(to, branch);
   if (!can.ok()) co_return can.error();
   std::shared_ptr<VolumeUsers::Given> given;
@@ -99,6 +105,8 @@ coro::Task<Result<Json>> volume_resize(VolumeWork& on, const Json& asked) {
   if (!of.ok()) co_return of.error();
   const uint64_t bytes = size.value();
   std::string branch = std::move(of).value();
+  BranchTurn turn(on.running, branch);
+  co_await turn.come();
   const Status done = co_await on.volume.resize(bytes, std::move(branch));
   if (!done.ok()) co_return done.error();
   Json answer = {{"size_bytes", size.value()}};

@@ -76,6 +76,8 @@ class Receive {
 };
 
 coro::Task<Status> Receive::begin() {
+  BranchTurn turn(on_.running, "");
+  co_await turn.come();
   const volume::Transfer& what = header_.what;
   std::optional<volume::Receiving> unfinished = on_.volume.receiving();
   if (unfinished && unfinished->what != what)
@@ -218,6 +220,8 @@ coro::Task<Result<Json>> volume_receive_abort(VolumeWork& on, const Json&) {
     on.running.receive->cancel();
     co_await on.running.has_given_up.wait();
   }
+  BranchTurn turn(on.running, "");
+  co_await turn.come();
   const auto receiving = on.volume.receiving();
   if (!receiving) co_return make_error(ENOENT, "no receive is unfinished there");
   const Status given_up = co_await on.volume.give_up_receiving();

@@ -63,6 +63,13 @@ bool ServedVolume::has_open(const std::string& branch) {
   return first != users_.end() && first->first == branch;
 }
 
+std::vector<std::string> ServedVolume::users_of(const std::string& branch) {
+  const std::lock_guard lock(mutex_);
+  std::vector<std::string> users;
+  for (auto each = users_.lower_bound({branch, ""}); each != users_.end() && each->first == branch; ++each) users.push_back(each->second);
+  return users;
+}
+
 // Until there is an answer, or none is waited for.
 coro::Task<void> ServedVolume::answer_of(Call& call) {
   for (;;) {
@@ -78,15 +85,12 @@ coro::Task<void> ServedVolume::answer_of(Call& call) {
 }
 
 coro::Task<Result<std::shared_ptr<VolumeUsers::Given>>> ServedVolume::give(const std::string& branch, bool disconnect) {
-  auto handover = std::make_shared<server::Handover>();
-  {
-    const std::lock_guard lock(mutex_);
-    for (const auto& [of, user] : users_)
-      if (of == branch) handover->names.push_back(user);
-  }
-  if (handover->names.empty() || !hand_over_) co_return std::shared_ptr<Given>();
+  if (!hand_over_ || !has_open(branch)) co_return std::shared_ptr<Given>();
   if (stopped_) co_return make_error(ECANCELED, "the server stops");
+  auto handover = std::make_shared<server::Handover>();
   auto call = std::make_shared<Call>(loop_);
+  // A reload may come before it, and open others.
+  handover->names = [this, branch] { return users_of(branch); };
   handover->disconnect = disconnect;
   handover->why = "its volume is rewound";
   handover->keep = keep_;

@@ -41,6 +41,7 @@ class ServedVolume final : public VolumeUsers {
   struct Call;
   coro::Task<void> answer_of(Call& call);
   bool has_open(const std::string& branch);
+  std::vector<std::string> users_of(const std::string& branch);
 
   io::Loop& loop_;
   const HandOver hand_over_;

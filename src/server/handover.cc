@@ -78,14 +78,16 @@ coro::Task<void> Server::obey_handovers() {
 
 coro::Task<void> Server::obey(Handover& wanted) {
   std::vector<std::shared_ptr<Export>> next = exports_.all();
+  const std::shared_ptr<void> kept = wanted.keep();
+  std::vector<std::string> wanted_names;
+  if (kept != nullptr) wanted_names = wanted.names();
   std::vector<size_t> places;
   std::vector<std::shared_ptr<Export>> going;
   for (size_t i = 0; i < next.size(); ++i) {
-    if (next[i] == nullptr || std::find(wanted.names.begin(), wanted.names.end(), next[i]->config().name) == wanted.names.end()) continue;
+    if (next[i] == nullptr || std::find(wanted_names.begin(), wanted_names.end(), next[i]->config().name) == wanted_names.end()) continue;
     places.push_back(i);
     going.push_back(next[i]);
   }
-  const std::shared_ptr<void> kept = wanted.keep();
   // Who has hung up just now is still on the way out.
   const uint64_t refuse_at = clock_.now_ms() + kHungUpMs;
   const auto used = [](const std::shared_ptr<Export>& each) { return each->connections() != 0; };
@@ -120,7 +122,7 @@ coro::Task<void> Server::obey(Handover& wanted) {
   Status given = Ok{};
   if (!std::all_of(devices.begin(), devices.end(), closed))
     given = stop_wanted_ ? make_error(ECANCELED, "the server stops")
-                         : make_error(EBUSY, "its connections did not end within {} s", kGiveWaitMs / 1000);
+                         : make_error(ETIMEDOUT, "its connections did not end within {} s", kGiveWaitMs / 1000);
   coro::Event taken;
   if (given) wanted.take_back = [this, &taken] { on_main([&taken] { taken.set(); }); };
   const bool waits = given.ok();

@@ -15,13 +15,15 @@ namespace netblk::server {
 
 // Thread-safe by its order: each function is called at most once, and the next of them only after the one before.
 struct Handover {
-  std::vector<std::string> names;  // of exports; one that is not there is passed over
-  bool disconnect = false;         // also where there are connections
-  std::string why;                 // for the log of those that end
+  // On the server's thread, when its turn has come, and as long as keep() gives something: the names of exports. One that is not
+  // there is passed over.
+  std::function<std::vector<std::string>()> names = {};
+  bool disconnect = false;  // also where there are connections
+  std::string why;          // for the log of those that end
   // On the server's thread, while the stores are still open: what stays until all is over, and ends on that thread.
   std::function<std::shared_ptr<void>()> keep = {};
   // On any thread. Ok: nobody has the stores open, until take_back(). Otherwise there is none, and all exports are as they were,
-  // but that with `disconnect` their connections may have ended. EBUSY: there are connections, or some did not end in time;
+  // but that with `disconnect` their connections may have ended. EBUSY: there are connections; ETIMEDOUT: some did not end in time;
   // ECANCELED: the server stops.
   std::function<void(Status)> on_given = {};
   // Made by the server; thread-safe.

@@ -18,6 +18,7 @@ import netblk2 as n2
 import serverproc
 import suite
 from command import refused, run, start
+from control_rig import answer, caller, question
 from netblk2 import Session
 from rig2 import CLIENT
 from suite import Skip, check, check_eq, test
@@ -170,6 +171,87 @@ def test_only_the_branch_that_is_rewound(t):
     nobody_is_connected(s)
     with disk(s, "c"):
         refused(t, "volume", "rewind", path, "--undo", "--of", "c", words="'c' is in use: 1 connection to export 'c'")
+    s.stop()
+
+
+def at_once(t, path, *questions):
+    """What each of these is answered, that are asked at the same moment."""
+    callers = [caller(t, path) for _ in questions]
+    for (c, _), asked in zip(callers, questions):
+        c.sendall(asked)
+    said = [answer(lines) for _, lines in callers]
+    for c, lines in callers:
+        lines.close()
+        c.close()
+    return said
+
+
+@test
+def test_rewinds_at_the_same_moment(t):
+    """The second one finds the exports given away already, and must not have the branch when the first one gives them back."""
+    path = make(t)
+    s = serve(t, f"d=vol:{path}", f"too=vol:{path}")
+    for name in ("a", "b"):
+        write(s, name.encode() * BLOCK, "d")
+        run(t, "volume", "snapshot", f"{path}@{name}")
+    for number in range(24):
+        if number % 2 == 0:
+            nobody_is_connected(s)
+        asked = [question("rollback", point=point, disconnect=number % 2 == 1) for point in "abab"]
+        for said in at_once(t, path, *asked):
+            check("answer" in said or "connection" in said["error"]["message"], f"{said}")
+            check("not_served" not in said.get("answer", ()), f"{said}")
+        check(read(s, "d") == read(s, "too") and read(s, "d") in (b"a" * BLOCK, b"b" * BLOCK), "both exports answer")
+    nobody_is_connected(s)
+    both = [start(t, "volume", "rewind", f"{path}@{point}") for point in "ab"]
+    for each in both:
+        _, err = each.communicate(timeout=120)
+        check(each.returncode == 0 or b"connection" in err, err)
+    check(read(s, "d") in (b"a" * BLOCK, b"b" * BLOCK), "it answers")
+    s.stop()
+    check_eq(told(t, "check", path)["damage"], [], "check")
+
+
+@test
+def test_what_comes_while_a_branch_is_given_away(t):
+    """It would have the branch reserved when its exports are opened again. It waits, and finds the branch in use, as at any time."""
+    path = make(t)
+    s = serve(t, f"d=vol:{path}")
+    write(s, b"1" * BLOCK, "d")
+    run(t, "volume", "snapshot", f"{path}@a")
+    header = run(t, "volume", "send", f"{path}@a")[0][:512].hex()
+    run(t, "volume", "clone", path, "c")
+    run(t, "volume", "snapshot", f"{path}@ca", "--of", "c")
+    s.stop()
+    s = serve(t, f"d=vol:{path}", f"c=vol:{path}@c")
+    rollback, of_clone = question("rollback", point="a", disconnect=True), question("rollback", point="ca", of="c", disconnect=True)
+    in_use = [("receive", question("receive", header=header), rollback), ("delete", question("delete", name="c"), of_clone)]
+    for _ in range(12):
+        for word, asked, rewind in in_use:
+            done, said = at_once(t, path, rewind, asked)
+            check("answer" in done and "not_served" not in done["answer"], f"{done}")
+            check("error" in said and ("in use" in said["error"]["message"] or "there already" in said["error"]["message"]), f"{word}: {said}")
+        done, said = at_once(t, path, rollback, question("resize", size_bytes=16 << 20))
+        check("answer" in done and "answer" in said, f"{done} {said}")
+        for name in ("d", "c"):
+            check_eq(read(s, name), b"1" * BLOCK, f"export {name} answers")
+    s.stop()
+
+
+@test
+def test_nobody_is_disconnected_for_what_a_receive_forbids(t):
+    path, copy = make(t), make(t, name="copy")
+    s = serve(t, f"d=vol:{path}")
+    write(s, b"1" * BLOCK)
+    run(t, "volume", "snapshot", f"{path}@a")
+    stream = run(t, "volume", "send", f"{path}@a")[0]
+    s.stop()
+    run(t, "volume", "snapshot", f"{copy}@empty")
+    refused(t, "volume", "receive", copy, input=stream[:1024], words="--resume")
+    s = serve(t, f"d=vol:{copy}")
+    with disk(s) as c:
+        refused(t, "volume", "rollback", f"{copy}@empty", "--disconnect", words=("unfinished", "--abort"))
+        check_eq(c.read(0, BLOCK), bytes(BLOCK), "its connection stays")
     s.stop()
 
 
