@@ -23,6 +23,7 @@
 #include "coro/scope.h"
 #include "interrupt.h"
 #include "netblk_volume_bytes.h"
+#include "store/wanted.h"
 #include "volume_commands.h"
 #include "volume_control.h"
 
@@ -98,7 +99,7 @@ struct Opening {
   VolumeFile file;
   SharedKey key;
   bool writes = false;
-  WantedByServer wanted;  // by one that cannot begin as long as it is open here
+  store::Wanted wanted;  // by a server that cannot begin as long as it is open here
   bool gives_way = false;
 };
 
@@ -368,7 +369,7 @@ Result<Opening> open_here(io::Backend& backend, const VolumeQuestion& question) 
     file = open();
   }
   if (!file) return std::move(file).error();
-  return Opening{.file = std::move(file).value(), .key = {}, .writes = writes, .wanted = WantedByServer(question.name.folder)};
+  return Opening{.file = std::move(file).value(), .key = {}, .writes = writes, .wanted = store::Wanted(question.name.folder + "/data")};
 }
 
 // Whether what has been written can be taken back. What was read of an input cannot.

@@ -25,6 +25,7 @@
 #include "store/identity.h"
 #include "store/open_parts.h"
 #include "store/record.h"
+#include "store/wanted.h"
 #include "volume_control.h"
 
 namespace netblk::tools {
@@ -92,36 +93,6 @@ void CacheMark::clear() const {
   for (const std::string& folder : store::usual_run_folders()) ::unlink((folder + name_).c_str());
 }
 
-namespace {
-
-// Behind the end of every file; an open file description has it (F_OFD_SETLK), which flock() says nothing about.
-constexpr off_t kWantedAt = off_t{1} << 62;
-
-struct flock wanted_lock(short kind) {
-  struct flock lock{};
-  lock.l_type = kind;
-  lock.l_whence = SEEK_SET;
-  lock.l_start = kWantedAt;
-  lock.l_len = 1;
-  return lock;
-}
-
-}  // namespace
-
-WantedByServer::WantedByServer(const std::string& folder) : fd_(::open(data_path(folder).c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {}
-
-bool WantedByServer::is_set() const {
-  struct flock lock = wanted_lock(F_RDLCK);
-  return fd_.valid() && ::fcntl(fd_.get(), F_OFD_GETLK, &lock) == 0 && lock.l_type == F_WRLCK;
-}
-
-io::UniqueFd WantedByServer::set(const std::string& folder) {
-  io::UniqueFd fd(::open(data_path(folder).c_str(), O_RDWR | O_CLOEXEC | O_NONBLOCK));
-  struct flock lock = wanted_lock(F_WRLCK);
-  if (fd.valid() && ::fcntl(fd.get(), F_OFD_SETLK, &lock) != 0) fd = io::UniqueFd();
-  return fd;
-}
-
 Result<VolumeName> parse_volume_name(std::string_view text) {
   const size_t slash = text.rfind('/');
   const size_t at = text.rfind('@');
@@ -167,7 +138,7 @@ Result<VolumeFile> open_volume_file(io::Backend& backend, const std::string& fol
   store::FileOptions options = lock_options(folder, opening);
   io::UniqueFd wanted;
   options.on_wait = [&](const std::string& words) {
-    if (!opening.read_only && opening.lock_wait_ms > 0) wanted = WantedByServer::set(folder);
+    if (!opening.read_only && opening.lock_wait_ms > 0) wanted = store::Wanted::set(path);
     if (opening.on_wait) opening.on_wait(words);
   };
   Status locked = store::lock_file(fd.get(), options);

@@ -65,21 +65,8 @@ struct VolumeFile {
   CacheMark mark;
 };
 
-// A server that waits for a volume says so, by a lock on a byte that no file has: who has it open for something that can wait,
-// or be done by the server, gives way.
-class WantedByServer {
- public:
-  WantedByServer() = default;
-  explicit WantedByServer(const std::string& folder);  // to look at it; where the volume cannot be opened nobody wants it
-  bool is_set() const;
-  // As long as the result is there. None where file systems have no such locks.
-  static io::UniqueFd set(const std::string& folder);
-
- private:
-  io::UniqueFd fd_;
-};
-
-// The file of a volume, locked: against every other process, or when it is opened for reading against those that write.
+// The file of a volume, locked: against every other process, or when it is opened for reading against those that write. A server
+// that waits for it (lock_wait_ms) says so (store/wanted.h).
 Result<VolumeFile> open_volume_file(io::Backend& backend, const std::string& folder, const VolumeOpening& opening);
 store::volume::VolumeOptions volume_options(const std::string& folder, bool read_only, const CacheMark& mark, SharedKey key = {});
 
