@@ -103,6 +103,24 @@ struct Opening {
   bool gives_way = false;
 };
 
+// An input, until a server wants the volume.
+class Input final : public ByteSource {
+ public:
+  Input(FileSource& file, const Opening& opening) : file_(file), opening_(opening) {}
+
+  coro::Task<Result<size_t>> read(std::span<std::byte> into) override {
+    Result<size_t> got = co_await file_.read(into);
+    if (!got.ok() && got.error().code == ECANCELED && opening_.gives_way)
+      co_return make_error(ECANCELED, "it was ended because a server was started on the volume");
+    co_return got;
+  }
+  void cancel() override { file_.cancel(); }
+
+ private:
+  FileSource& file_;
+  const Opening& opening_;
+};
+
 coro::Task<void> ask_opened(io::Loop& loop, volume::Volume& on, Opening& opening, Running& running, const VolumeQuestion& question,
                             Files& files, Result<Json>& outcome) {
   Ends ends(loop, files);
@@ -111,7 +129,9 @@ coro::Task<void> ask_opened(io::Loop& loop, volume::Volume& on, Opening& opening
     return opening.gives_way || interrupted();
   };
   const Watch watch(loop, shall_end, [&ends] { ends.cancel(); });
-  VolumeWork work{.volume = on, .loop = loop, .folder = question.name.folder, .running = running, .input = ends.source(),
+  std::optional<Input> input;
+  if (ends.source() != nullptr) input.emplace(*ends.source(), opening);
+  VolumeWork work{.volume = on, .loop = loop, .folder = question.name.folder, .running = running, .input = input ? &*input : nullptr,
                   .output = ends.sink(), .tell = question.tell, .stopped = [&opening] { return opening.gives_way || interrupted(); }};
   Result<Json> done = co_await question.command.run(work, question.asked);
   outcome = std::move(done);
@@ -372,9 +392,8 @@ Result<Opening> open_here(io::Backend& backend, const VolumeQuestion& question) 
   return Opening{.file = std::move(file).value(), .key = {}, .writes = writes, .wanted = store::Wanted(question.name.folder + "/data")};
 }
 
-// Whether what has been written can be taken back. What was read of an input cannot.
-bool begins_anew(const VolumeQuestion& question, const Files& files) {
-  if (question.command.bytes == VolumeBytes::kIn) return false;
+// Whether what has been written can be taken back.
+bool begins_anew(const Files& files) {
   return files.output == nullptr || files.output->begin_anew();
 }
 
@@ -425,7 +444,9 @@ Result<Json> ask_volume(const VolumeQuestion& question) {
     const bool gave_way = !outcome.ok() && opening.value().gives_way && !interrupted();
     if (!gave_way && !outcome.ok()) return about(question, outcome.error());
     if (!gave_way) return outcome;
-    if (!begins_anew(question, files))
+    // What a receive says of its end is how to go on with it.
+    if (question.command.bytes == VolumeBytes::kIn) return about(question, outcome.error());
+    if (!begins_anew(files))
       return make_error(EAGAIN, "{}: it was ended because a server was started on the volume: run it again, and that server does it",
                         question.name.folder);
     give_up_at = clock.now_ms() + wait_ms;

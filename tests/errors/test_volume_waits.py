@@ -213,6 +213,32 @@ def test_a_server_is_not_kept_out(t):
 
 
 @test
+def test_a_receive_that_gives_way_says_how_to_go_on(t):
+    def begin(number):
+        path, content = filled(t, f"v{number}")
+        stream = run(t, "volume", "send", f"{path}@a")[0]
+        copy = make(t, "8M", f"copy{number}")
+        run(t, "volume", "snapshot", f"{copy}@empty")
+        p = command.start(t, "volume", "receive", copy, stdin=subprocess.PIPE)
+        p.stdin.write(stream[:MIB])
+        p.stdin.flush()
+        suite.wait_until(lambda: p.poll() is not None or command_status(t, "volume", "receive", "--status", copy) == 0, 60, "that it is under way")
+        s = serve(t, f"d=vol:{copy}@empty")
+        suite.wait_until(lambda: p.poll() is not None, 60, "its end, though its input is open")
+        err = p.stderr.read()
+        p.stdin.close()
+        check(p.returncode == 1 and err.count(b"\n") == 1, err)
+        mark = run(t, "volume", "receive", "--status", copy)[0].strip()
+        check(b"a server was started" in err and b"--resume " + mark in err and b"as it was before" in err, f"{err!r}, and the token is {mark!r}")
+        run(t, "volume", "receive", copy, input=run(t, "volume", "send", f"{path}@a", "--resume", mark.decode())[0])
+        s.stop()
+        check(run(t, "volume", "export", copy, "-")[0] == content, "what has come in two parts")
+    numbers = iter(range(50))
+    # A server waits for no longer than that.
+    suite.in_time(LOCK_WAIT, lambda: begin(next(numbers)))
+
+
+@test
 def test_a_holder_that_says_nothing(t):
     heard = threading.Event()
 
