@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "base/parse.h"
 #include "command_line.h"
@@ -35,11 +36,32 @@ Result<Json> ask(const VolumeWords& words, const VolumeName& name, const Json& a
   return ask_volume(question);
 }
 
+std::vector<const CLI::App*> words_of(const CLI::App& command) {
+  return command.get_subcommands([](const CLI::App*) { return true; });
+}
+
+bool has_words(const CLI::App& command) { return !words_of(command).empty(); }
+
 bool is_chosen(const CLI::App& command, std::string_view name) {
   const size_t blank = name.find(' ');
   if (blank == std::string_view::npos) return command.got_subcommand(std::string(name));
   const std::string group(name.substr(0, blank));
   return command.got_subcommand(group) && command.get_subcommand(group)->got_subcommand(std::string(name.substr(blank + 1)));
+}
+
+// Where the word stands that is chosen: "key add" is a command of a command.
+const CLI::App& group_of(const CLI::App& command) {
+  const auto chosen = command.get_subcommands();
+  return chosen.empty() || !has_words(*chosen.front()) ? command : *chosen.front();
+}
+
+// What stands where one of the words should, or beside it; and which words there are.
+std::string without_a_word(const CLI::App& command, const std::string& called) {
+  std::string known;
+  for (const CLI::App* const each : words_of(command)) known += (known.empty() ? "" : ", ") + each->get_name();
+  const std::vector<std::string> unknown = command.remaining();
+  const std::string what = unknown.empty() ? fmt::format("a command of {} is missing", called) : fmt::format("'{}' is no command of {}", unknown.front(), called);
+  return fmt::format("{}: there are {} (netblk {} --help)", what, known, called);
 }
 
 int run_words(const VolumeWords& words, const VolumeName& name, const VolumeArguments& arguments) {
@@ -66,7 +88,8 @@ int run_words(const VolumeWords& words, const VolumeName& name, const VolumeArgu
 
 CLI::App* add_volume_commands(CLI::App& app, VolumeArguments& arguments) {
   CLI::App* const command = app.add_subcommand("volume", "Make volumes, tell about them, take snapshots of them");
-  command->require_subcommand(1);
+  // What is missing or unknown is told by run_volume(), which says what there is.
+  command->require_subcommand(0, 1);
   for (const VolumeWords& words : volume_words()) {
     // "key add" is a command of a command.
     const std::string_view name = words.name;
@@ -76,7 +99,7 @@ CLI::App* add_volume_commands(CLI::App& app, VolumeArguments& arguments) {
       const std::string group(name.substr(0, blank));
       const auto is_group = [&](const CLI::App* each) { return each->get_name() == group; };
       const auto groups = command->get_subcommands(is_group);
-      under = groups.empty() ? command->add_subcommand(group, "The keys of an encrypted volume")->require_subcommand(1) : groups.front();
+      under = groups.empty() ? command->add_subcommand(group, "The keys of an encrypted volume")->require_subcommand(0, 1) : groups.front();
     }
     CLI::App* const one = under->add_subcommand(std::string(name.substr(blank + 1)), words.text);
     one->add_option(words.what, arguments.path, words.what_text)->required();
@@ -90,13 +113,20 @@ CLI::App* add_volume_commands(CLI::App& app, VolumeArguments& arguments) {
     }
     if (words.json) one->add_flag("--json", arguments.json, "For programs");
   }
+  command->allow_extras();
+  for (CLI::App* const each : command->get_subcommands([](CLI::App* one) { return has_words(*one); })) each->allow_extras();
   return command;
 }
 
 int run_volume(const CLI::App& command, const VolumeArguments& given) {
   const auto words = volume_words();
   const auto found = std::find_if(words.begin(), words.end(), [&](const VolumeWords& each) { return is_chosen(command, each.name); });
-  if (found == words.end()) return fail(kMalformed, "a command of volume is missing (netblk volume --help)");
+  const CLI::App& group = group_of(command);
+  const std::string called = &group == &command ? "volume" : "volume " + group.get_name();
+  for (const CLI::App* const each : {&command, &group})
+    if (const auto unknown = each->remaining(); !unknown.empty() && (found != words.end() || each != &group))
+      return fail(kMalformed, fmt::format("'{}' is not expected there (netblk {} --help)", unknown.front(), called));
+  if (found == words.end()) return fail(kMalformed, without_a_word(group, called));
   VolumeArguments arguments = given;
   if (found->point == Point::kRange) {
     const size_t slash = given.path.rfind('/'), at = given.path.rfind('@');

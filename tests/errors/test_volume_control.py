@@ -271,5 +271,26 @@ def test_a_server_that_talks_nonsense(t):
         refused(t, "volume", "info", path, words=words)
 
 
+@test
+def test_words_that_there_are(t):
+    """Whoever has mistaken one is told which there are."""
+    for words in ((), ("frob",), ("snapshto", "/x@y"), ("frob", "--json")):
+        first = words[:1] or ("missing",)
+        err = refused(t, "volume", *words, status=2, words=(*first, "there are create, info, list, snapshot", "rewind", "netblk volume --help"))
+        check("command of volume" in err, err)
+    for words in ((), ("frob",), ("frob", "/x")):
+        first = words[:1] or ("missing",)
+        refused(t, "volume", "key", *words, status=2, words=(*first, "command of volume key", "list", "add", "remove", "netblk volume key --help"))
+    # What stands beside a word is no word.
+    for words in (("frob", "info", "/x"), ("--frob", "info", "/x"), ("key", "frob", "list", "/x")):
+        refused(t, "volume", *words, status=2, words=("frob", "not expected"))
+    for words in (("info", "/x", "frob"), ("info", "/x", "--frob"), ("key", "list", "/x", "frob")):
+        refused(t, "volume", *words, status=2, words="frob")
+    for words in ((), ("rewind",), ("key",), ("key", "add")):
+        out, err = run(t, "volume", *words, "--help")
+        check_eq(err, "", f"stderr of {words}")
+        check(b"Usage: netblk volume" in out, f"{out!r}")
+
+
 if __name__ == "__main__":
     sys.exit(suite.main("volume control"))
