@@ -67,4 +67,20 @@ coro::Task<int> read_bytes(io::Loop& loop, io::File& file, std::span<std::byte> 
   co_return error;
 }
 
+coro::Task<int> read_what_is_there(io::Loop& loop, io::File& file, std::vector<std::byte>& into, uint64_t length, uint64_t offset) {
+  constexpr uint64_t kAtOnce = 1u << 20;
+  into.clear();
+  while (into.size() < length) {
+    const size_t had = into.size();
+    into.resize(std::min(length, had + kAtOnce));
+    const auto room = std::span(into).subspan(had);
+    const uint64_t at = offset + had;
+    const int32_t moved = co_await io::await([&](io::Op& op) { return file.read(loop, op, room, at); });
+    if (moved < 0) co_return -moved;
+    into.resize(had + static_cast<size_t>(moved));
+    if (moved == 0) break;
+  }
+  co_return 0;
+}
+
 }  // namespace netblk::store::volume

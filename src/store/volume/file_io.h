@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "coro/task.h"
 #include "io/file.h"
@@ -25,6 +26,9 @@ coro::Task<int> read_parts(io::Loop& loop, io::File& file, std::span<iovec> part
 
 coro::Task<int> write_bytes(io::Loop& loop, io::File& file, std::span<const std::byte> from, uint64_t offset);
 coro::Task<int> read_bytes(io::Loop& loop, io::File& file, std::span<std::byte> into, uint64_t offset);
+
+// Up to so many bytes, fewer where the file ends: a length that somebody has made up takes no more memory than there is file.
+coro::Task<int> read_what_is_there(io::Loop& loop, io::File& file, std::vector<std::byte>& into, uint64_t length, uint64_t offset);
 
 inline auto datasync(io::Loop& loop, io::File& file) {
   return io::await([&loop, &file](io::Op& op) { return file.datasync(loop, op); });

@@ -67,9 +67,10 @@ const char* nonsense_in(const Manifest& manifest, const Superblock& superblock) 
 coro::Task<Result<Manifest>> read_manifest(io::Loop& loop, io::File& file, const Superblock& superblock,
                                            const MetadataCipher* cipher) {
   const Sums sums(superblock.uuid);
-  std::vector<std::byte> bytes(superblock.manifest_bytes);
-  int error = co_await read_bytes(loop, file, bytes, superblock.manifest_offset);
+  std::vector<std::byte> bytes;
+  int error = co_await read_what_is_there(loop, file, bytes, superblock.manifest_bytes, superblock.manifest_offset);
   if (error != 0) co_return make_error(error, "its manifest cannot be read: {}", errno_text(error));
+  if (bytes.size() != superblock.manifest_bytes) co_return make_error(EBADMSG, "its manifest ends behind the file");
   if (sums.volume(bytes) != superblock.manifest_crc) co_return make_error(EBADMSG, "the checksum of its manifest is wrong");
   if (cipher != nullptr) {
     auto opened = cipher->open_manifest(superblock, bytes);

@@ -16,8 +16,13 @@ namespace netblk::store::volume {
 namespace {
 
 constexpr size_t kEntriesAtOnce = 256;
-// What cannot be looked up has no end that is known.
+// What cannot be looked up has no end that is known. It is looked for in such steps, and after so many of them in ever larger ones: of
+// a disk that is large and mostly empty, one page of the index may be nearly all.
 constexpr uint64_t kStepBlocks = 1024;
+constexpr unsigned kSmallSteps = 4096;
+constexpr uint64_t step_blocks(unsigned steps) {
+  return kStepBlocks << (steps < kSmallSteps ? 0 : std::min(steps - kSmallSteps + 1, 42u));
+}
 // Of the places that were read, so that what several points share is read once; beyond it, some is read again.
 constexpr size_t kMostRemembered = 1u << 20;
 // Others of the loop have their turn after so many reads.
@@ -125,8 +130,19 @@ class Scrub {
     } while (loop_.now_ms() < due_ms && !stopped());
   }
 
+  // Of all that it says: one that leads to a place that was read, and is of other blocks or another version, is damaged.
+  static uint64_t key_of_read(const Entry& entry) {
+    uint64_t key = 0;
+    for (const uint64_t part : {entry.place, entry.block, entry.lsn, uint64_t{entry.branch} << 32 | entry.blocks}) {
+      // (The constants are of no meaning: odd, and half of their bits set.)
+      key = (key ^ part) * 0x9e3779b97f4a7c15u;
+      key ^= key >> 29;
+    }
+    return key;
+  }
+
   coro::Task<void> read_entry(const View& view, Entry entry, const std::string& name) {
-    const uint64_t key = entry.place * 31 + entry.blocks;
+    const uint64_t key = key_of_read(entry);
     if (read_.contains(key)) co_return;
     if (read_.size() < kMostRemembered) read_.insert(key);
     bytes_.resize(size_t{entry.blocks} * kBlockBytes);
@@ -145,17 +161,21 @@ class Scrub {
 
   coro::Task<void> read_view(const View& view, uint64_t size_bytes, const std::string& name) {
     const uint64_t blocks = (size_bytes + kBlockBytes - 1) / kBlockBytes;
+    unsigned steps = 0;  // in a row
     for (uint64_t block = 0; block < blocks && !stopped();) {
       auto looked = co_await core_.index->lookup(loop_, view, block, blocks - block, kEntriesAtOnce);
       if (!looked) {
         auto step = co_await core_.index->lookup(loop_, view, block, 1, 1);
         if (!step) {
-          found(fmt::format("{}: from block {} on: {}", name, block, step.error().message));
-          block += kStepBlocks;
+          const uint64_t part = std::min(step_blocks(steps++), blocks - block);
+          found(fmt::format("{}: from block {} on, {} blocks: {}", name, block, part, step.error().message));
+          block += part;
+          if (++reads_ % kReadsAtOnce == 0) co_await pause();
           continue;
         }
         looked = std::move(step);
       }
+      steps = 0;
       for (const Entry& entry : looked.value()) {
         block = end_of(entry);
         if (Place::is_data(entry.place)) co_await read_entry(view, entry, name);
@@ -183,10 +203,10 @@ class Scrub {
     if (!decoded.ok()) co_return found(fmt::format("superblock {}: {}", slot, decoded.error().message));
     const Superblock& superblock = decoded.value();
     if (superblock.sequence % 2 != slot) co_return found(fmt::format("superblock {} has the sequence of the other one", slot));
-    std::vector<std::byte> manifest(superblock.manifest_bytes);
-    error = co_await read_bytes(loop_, *core_.file, manifest, superblock.manifest_offset);
+    std::vector<std::byte> manifest;
+    error = co_await read_what_is_there(loop_, *core_.file, manifest, superblock.manifest_bytes, superblock.manifest_offset);
     if (error != 0) co_return found(fmt::format("superblock {} leads to a manifest that cannot be read: {}", slot, errno_text(error)));
-    if (core_.sums.volume(manifest) != superblock.manifest_crc)
+    if (manifest.size() != superblock.manifest_bytes || core_.sums.volume(manifest) != superblock.manifest_crc)
       co_return found(fmt::format("superblock {} leads to a manifest (byte {} of the file) whose checksum is wrong", slot,
                                   superblock.manifest_offset));
     if (core_.metadata_cipher != nullptr) {
