@@ -10,6 +10,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "block/device.h"
 #include "coro/task.h"
@@ -28,10 +29,13 @@ namespace netblk::store::volume {
 
 // A branch that is open: what its devices and the log share.
 struct Head {
+  Head(uint32_t of, View read_by, uint64_t size, const Id& known_as = {})
+      : branch(of), view(std::move(read_by)), size_bytes(size), contents(known_as) {}
+
   const uint32_t branch;
   const View view;                    // its rewinds wait until it is closed
   std::atomic<uint64_t> size_bytes;   // a change of what lies behind it is refused
-  const Id contents = {};             // what a client is told that it is; zero: nobody is told
+  const Id contents;                  // what a client is told that it is; zero: nobody is told
 };
 
 struct Core {
