@@ -18,6 +18,8 @@ bool looks_like_store(const std::string& text) {
 
 Result<Source> parse_source(const std::string& text) {
   if (looks_like_store(text)) {
+    Status checked = check_store(text);
+    if (!checked) return std::move(checked).error();
     // The helper has a working directory of its own, and so may the command that asks for the same disk again.
     return Source{.text = with_whole_paths(text), .uri = std::nullopt};
   }

@@ -308,6 +308,17 @@ def test_a_mounted_disk_is_detached_by_force_or_lazily_alone(t):
     command.run(t, "detach", device)
 
 
+@test
+def test_a_malformed_store_is_told_from_one_that_fails(t):
+    """2: the words of the command; 1: what is there. No helper is started for what nobody could mean."""
+    for source in ("file:", "mem:", "mem:x", "null:-1", "file:disk?nope=1", "elsewhere:disk"):
+        command.refused(t, "attach", "--via", "fuse", source, words=source.split(":", maxsplit=1)[0], status=2)
+        command.refused(t, "attach", "--explain", source, words=source.split(":", maxsplit=1)[0], status=2)
+    command.run(t, "attach", "--explain", "file:not-there")
+    needs()
+    command.refused(t, "attach", "--via", "fuse", f"file:{t.tmp}/not-there", words="not-there")
+
+
 def starting_helper(uri):
     """The process of the helper that makes a disk of the source, or nothing."""
     for record in pathlib.Path("/run/netblk").glob("[0-9]*/state.json"):
