@@ -352,7 +352,7 @@ def test_a_helper_that_hangs_before_its_disk_is_there_is_ended(t):
     os.kill(s.pid, signal.SIGSTOP)
     t.defer(lambda first=s: first.proc.poll() is None and os.kill(first.pid, signal.SIGCONT))
     for stopped in (False, True):
-        attaching = command.start(t, "attach", "--via", "fuse", "--start-wait", "5", "--timeout", "600", uri)
+        attaching = command.start(t, "attach", "--via", "fuse", "--start-wait", "12", "--timeout", "600", uri)
         until("a helper", lambda: starting_helper(uri))
         pid = starting_helper(uri)
         if stopped:
@@ -360,7 +360,7 @@ def test_a_helper_that_hangs_before_its_disk_is_there_is_ended(t):
         out, err = attaching.communicate(timeout=100 * suite.TIME_SCALE)
         err = err.decode()
         check_eq((attaching.returncode, out, err.count("\n")), (1, b"", 1), f"status, stdout, lines on stderr: {err}")
-        for word in (f"helper of {uri} (process {pid})", "within 5 s", "it was killed", "stopped" if stopped else "waited in the kernel",
+        for word in (f"helper of {uri} (process {pid})", "within 12 s", "it was killed", "stopped" if stopped else "waited in the kernel",
                      f"whether {uri} answers", "--start-wait"):
             check(word in err, f"{word!r} in the message wanted: {err!r}")
         nothing_is_left_of(t, uri, pid)
