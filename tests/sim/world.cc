@@ -55,7 +55,7 @@ constexpr std::array<std::string_view, static_cast<size_t>(Count::kLast)> kCount
     "silent faults one by one", "silent faults detected", "silent faults that changed nothing",
     "silent faults that shortened history, told", "silent faults that shortened history, untold", "clones", "rewinds",
     "deletions of snapshots and clones", "resizes of volumes", "moments of the history compared",
-    "streams sent", "streams received", "streams that broke",
+    "streams sent", "streams received", "streams that broke", "streams out of order", "streams that the base refused",
 };
 
 }  // namespace

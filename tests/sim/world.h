@@ -51,7 +51,7 @@ enum class Count : uint8_t {
   kStrayWrites, kLyingSyncs, kBitFlips, kFaultsNoticed, kDamagedOpens, kBlocksCollected,
   kRecoveryCrashStates, kErrorRuns, kErrorsInRecovery, kSilentFaults, kSilentDetected, kSilentHarmless, kSilentShortened,
   kSilentShortenedUntold, kClones, kRewinds, kDeletions, kVolumeResizes, kMoments,
-  kSends, kReceives, kBrokenStreams,
+  kSends, kReceives, kBrokenStreams, kMisplacedRecords, kRefusedBases,
   kLast,
 };
 std::string_view count_name(Count count);

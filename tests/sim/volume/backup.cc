@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <utility>
 
+#include "base/endian.h"
 #include "sim/volume/asked.h"
 #include "sim/volume/setup.h"
 
@@ -90,14 +91,38 @@ void Backup::take(std::vector<std::byte> stream, const Transfer& what, const Ima
   stream_ = std::move(stream);
   what_ = what;
   image_ = image;
-  const uint64_t kind = random_.below(10);
-  breaks_ = kind < 5;
+  const uint64_t kind = random_.below(12);
+  breaks_ = kind < 7;
   if (kind < 4) {
     stream_.resize(random_.below(stream_.size()));
-  } else if (breaks_) {
+  } else if (kind < 5) {
     stream_[random_.below(stream_.size())] ^= static_cast<std::byte>(1u << random_.below(8));
+  } else if (breaks_) {
+    breaks_ = misplace();
   }
   world_.note("sent", stream_.size(), breaks_, what.is_whole());
+}
+
+// A record is missing, is there twice, or comes before the one that it follows: each of them is whole. False: there are too few.
+bool Backup::misplace() {
+  std::vector<size_t> begins;
+  for (size_t at = store::volume::kStreamHeaderBytes; at < stream_.size();) {
+    begins.push_back(at);
+    at += kFixed + load_le<uint32_t>(stream_.data() + at + 20);
+  }
+  if (begins.size() < 3) return false;
+  begins.push_back(stream_.size());
+  // (The last one is the end.)
+  const size_t which = random_.below(begins.size() - 3);
+  const auto place = [&](size_t number) { return stream_.begin() + static_cast<ptrdiff_t>(begins[number]); };
+  const std::vector<std::byte> record(place(which), place(which + 1));
+  switch (random_.below(3)) {
+    case 0: stream_.erase(place(which), place(which + 1)); break;
+    case 1: stream_.insert(place(which + 2), record.begin(), record.end()); break;
+    default: std::rotate(place(which), place(which + 1), place(which + 2)); break;
+  }
+  world_.count(Count::kMisplacedRecords);
+  return true;
 }
 
 void Backup::make() {
@@ -315,7 +340,15 @@ coro::Task<void> Backup::receive(SimLoop& loop) {
   State after = settled_;
   if (!after.receiving) after.receiving = Receiving{.what = what_};
   begin(std::move(after));
+  // What is told against another snapshot than the disk is as may be refused; taken, it must come out right.
+  const bool fits = settled_.receiving || what_.is_whole() || base() == what_.from;
   auto disk = co_await volume_->receive(what_);
+  if (!fits && !dead_ && !disk.ok() && disk.error().code == ESTALE) {
+    world_.count(Count::kRefusedBases);
+    after_.reset();
+    stream_.clear();
+    co_return;
+  }
   if (!disk.ok() && !dead_ && !may_fail(disk.error().code)) world_.fail("a receiver takes what fits it", "{}", disk.error().message);
   if (!end("the begin of a receive", disk.ok() ? 0 : disk.error().code)) co_return;
   if (volume_->open_device().ok()) world_.fail("the disk is nobody else's while it receives", "it was opened");

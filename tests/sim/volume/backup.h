@@ -55,6 +55,7 @@ class Backup {
   };
 
   void make();
+  bool misplace();
   coro::Task<void> live(SimLoop& loop);
   coro::Task<void> use(SimLoop& loop);
   coro::Task<void> find(SimLoop& loop, Found& found);

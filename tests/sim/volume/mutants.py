@@ -48,6 +48,27 @@ MUTANTS = {
                                            "whole"),
         # After a crash the counter has a value that somebody was told before.
         "rewinds-are-not-counted": ("open_volume.cc", "replayed_.rewinds + (may_have_lost()", "(may_have_lost()", "whole"),
+        # The collector. The index leads to copies that nobody has written.
+        "copies-are-not-written": ("collector.cc", "const int error = co_await write_bytes(loop_, *core_.file, out_, at_);",
+                                   "const int error = 0;"),
+        # A block that is moved hides what was written after it.
+        "copies-are-the-newest": ("table.cc", "versions_.insert(at, version);", "versions_.insert(versions_.begin(), version);"),
+        # Somebody still reads the last block of a segment.
+        "a-segment-with-one-block-left-leaves": ("segments.cc", "if (slot.info.live_bytes > 0 || i == filled.log",
+                                                 "if (slot.info.live_bytes > kBlockBytes || i == filled.log"),
+        # A receiver. Records that are missing, or out of order, are not.
+        "records-need-no-order": ("stream.cc", "if (load_le<uint64_t>(bytes.data() + kNumber) != number_)", "if (number_ == 0)", "whole"),
+        # It goes on behind what it has not got.
+        "more-is-kept-than-has-come": ("points.cc", "receiving_->offset = std::max(receiving_->offset, change.receiving.offset);",
+                                       "receiving_->offset = receiving_->what.size_bytes;", "whole"),
+        # Half of it is seen.
+        "what-comes-is-shown-at-once": ("volume_points.cc", "if (point == Point{.branch = kHeadBranch, .lsn = kForever} && points.receiving()) {",
+                                        "if (point.branch == 0 && points.receiving()) {", "whole"),
+        "what-was-given-up-stays": ("points.cc", "head->rewinds.push_back({.record = at.lsn, .target = receiving_->base_lsn});", "", "whole"),
+        # Its end is answered before it is durable.
+        "receives-without-sync": ("log.cc", "const int error = co_await sync(loop);\n  if (error != 0) co_return make_error(error, \"it could not",
+                                  "int error = 0;\n  if (what.kind != ChangeKind::kReceive) error = co_await sync(loop);\n"
+                                  "  if (error != 0) co_return make_error(error, \"it could not", "whole"),
         # Changes are gone, and nobody is told.
         "the-generation-stays": ("open_volume.cc", "replayed_.rewinds + (may_have_lost() ? 1u : 0u)", "replayed_.rewinds"),
     }.items()
@@ -55,7 +76,7 @@ MUTANTS = {
 
 # What takes long to build or to be noticed, or is much like another one.
 REST = {"snapshots-keep-nothing", "the-history-keeps-nothing", "rewinds-keep-nothing", "clones-follow-their-parent",
-        "what-others-need-goes", "moments-have-the-size-of-now"}
+        "what-others-need-goes", "moments-have-the-size-of-now", "records-need-no-order"}
 
 if __name__ == "__main__":
     sys.exit(mutants.run("netblk_volume_sim", MUTANTS, "volume-sim-mutants", 1000, __doc__, REST))

@@ -536,6 +536,11 @@ coro::Task<void> WholeLife::ask_send() {
     // Names that a receiver makes for itself are its own.
     if (to->name.starts_with(kBeforeRewind) || backup_->has(identity_of(*to, uuid))) co_return;
     if (const auto base = backup_->base()) from = find(*base);
+    // Sometimes one that the receiver does not have, or has left behind.
+    if (random_.percent(15)) {
+      from = std::next(snapshots.begin(), static_cast<ptrdiff_t>(random_.below(snapshots.size())));
+      if (from == to) from = snapshots.end();
+    }
     header.what.to = identity_of(*to, uuid);
     header.what.to_name = to->name;
     header.what.size_bytes = to->size_bytes;
