@@ -111,7 +111,18 @@ coro::Task<void> Background::stop() {
   core_.pause_us_per_mib.store(0, std::memory_order_relaxed);
 }
 
-coro::Task<void> Background::return_all() { (void)co_await return_space(loop_, core_, 0); }
+coro::Task<void> Background::return_all() { co_await give_back(0, 0); }
+
+// As return_space(); what is given back at rest is for as long as nobody writes again.
+coro::Task<void> Background::give_back(uint64_t keep, uint64_t within) {
+  const bool rested = rests_;
+  bool more = true;
+  while (more && rests_ == rested) more = co_await return_space(loop_, core_, keep, within);
+  const std::lock_guard lock(core_.mutex);
+  const uint64_t kept = kept_beside_reserve(core_);
+  beside_ = kept - std::min(kept, keep);
+  keeps_space_ = keep > 0 || beside_ > 0;
+}
 
 // --- What there is to do --------------------------------------------------------------------------------------------
 
@@ -123,8 +134,10 @@ Background::Space Background::space() const {
   const uint64_t percent = std::max<uint64_t>(core_.space_percent(), 100);
   Space space;
   space.slack = live / 100 * (percent - 100);
-  // Where free space stays in the file, it is used again: to collect more gives nothing back.
-  space.used = (usage.file_segments - (core_.takes_space_back ? 0 : usage.free_with_space)) * segment;
+  // What stays in the file for whoever writes next is given back as soon as the volume rests: for the collector it is gone. And
+  // where free space cannot be given back, to collect more gains nothing.
+  const uint64_t kept = core_.takes_space_back ? std::min(beside_, kept_beside_reserve(core_)) : usage.free_with_space;
+  space.used = (usage.file_segments - kept) * segment;
   space.passing = (usage.leaving + collector_.emptied()) * segment;
   const uint64_t spare = core_.options.spare_segments * segment;
   space.begin = live + space.slack / 5 * 4 + spare;
@@ -198,8 +211,14 @@ coro::Task<bool> Background::checkpoint() {
     keep = rests_ ? 0 : taken - taken_before_;
     taken_before_ = taken;
     keeps_space_ = keep > 0 || is_short_;
+    beside_ = 0;
   }
-  if (done && !is_short_) (void)co_await return_space(loop_, core_, keep);
+  if (done && !is_short_) {
+    // To overwrite what the file has is much cheaper than a hole and its space anew: within what it may have, nothing is given back
+    // to be asked for again.
+    const uint64_t within = rests_ ? 0 : space().most;
+    co_await give_back(keep, within);
+  }
   co_return done.ok();
 }
 
@@ -235,7 +254,8 @@ coro::Task<void> Background::run_all(Background& background) {
 }
 
 coro::Task<void> Background::run() {
-  if (!std::exchange(begun_, true)) (void)co_await return_space(loop_, core_, 0);
+  // At rest nothing is kept for those who write: what is collected for is what is left then.
+  if (!std::exchange(begun_, true) || rests_) co_await return_all();
   int for_passing = 0;  // checkpoints since something was moved
   while (!stopped_ && !gives_way_ && !core_.poisoned.load(std::memory_order_acquire)) {
     if (room_is_wanted()) {
@@ -263,10 +283,7 @@ coro::Task<void> Background::run() {
     }
   }
   // What was kept for those who write.
-  if (rests_ && !stopped_ && !core_.poisoned.load(std::memory_order_acquire)) {
-    keeps_space_ = false;
-    (void)co_await return_space(loop_, core_, 0);
-  }
+  if (rests_ && !stopped_ && !core_.poisoned.load(std::memory_order_acquire)) co_await return_all();
 }
 
 bool Background::room_is_wanted() {

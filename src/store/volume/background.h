@@ -33,7 +33,7 @@ class Background {
   coro::Task<Status> write_key_slots(KeySlots slots);
   // Nothing is begun any more, and what was begun has ended.
   coro::Task<void> stop();
-  // After stop(), and the last checkpoint: what it has left behind is free, and the file is so much shorter.
+  // What is free is given back. After stop(), and the last checkpoint, which has left it behind; and at rest.
   coro::Task<void> return_all();
 
  private:
@@ -73,6 +73,7 @@ class Background {
   static coro::Task<void> move_history(Background& background);
   static coro::Task<void> run_all(Background& background);
   coro::Task<bool> checkpoint();
+  coro::Task<void> give_back(uint64_t keep, uint64_t within);
   coro::Task<bool> let_go();
   coro::Task<void> make_space();
   bool room_is_wanted();
@@ -98,6 +99,7 @@ class Background {
   int at_rest_ = 0;          // checkpoints since it rests
   bool stirred_ = false;     // since the last checkpoint
   bool keeps_space_ = false; // what is free has not been given back
+  uint64_t beside_ = 0;      // free segments that were kept though neither the reserve nor the next checkpoint needs them
   uint64_t seen_lsn_ = 0;    // when it was last looked whether it rests
   uint64_t taken_before_ = 0;
 

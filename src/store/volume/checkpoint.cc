@@ -258,7 +258,7 @@ coro::Task<Status> Checkpoint::try_once(io::Loop& loop, State state, bool least)
     return info.state == SegmentState::kLeaving;
   });
   core_.index->commit(root.value());
-  core_.log_bytes -= std::min(core_.log_bytes, moment_->log_bytes);
+  core_.log_bytes -= std::min(core_.log_bytes.load(), moment_->log_bytes);
   core_.durable_lsn = std::max(core_.durable_lsn, moment_->position.next_lsn - 1);
   last_position_ = moment_->position;
   rewinds_ = moment_->rewinds;

@@ -248,6 +248,82 @@ coro::Task<void> releases_a_moment(CollectorTest& t) {
 }
 TEST_F(CollectorTest, WhatOnlyAReleasedMomentHasReadIsFreed) { go(releases_a_moment(*this)); }
 
+// Within what the file may have, what becomes free stays there, and is written again.
+coro::Task<void> keeps_what_is_free(CollectorTest& t) {
+  co_await VolumeTest::create(t, kSize, kSegment);
+  t.options.spare_segments = 2 * kSize / kSegment;
+  t.options.idle_ms = 3'600'000;
+  (void)co_await VolumeTest::open(t);
+  for (int i = 0; i < 4; ++i) co_await CollectorTest::fill(t);
+  EXPECT_EQ(t.disk.punched_bytes, 0u);
+  const uint64_t had = t.volume->info().file_bytes;
+  EXPECT_LE(had, CollectorTest::most_for(kSize) + t.options.spare_segments * kSegment);
+  for (int i = 0; i < 8; ++i) co_await CollectorTest::fill(t);
+  EXPECT_EQ(t.disk.punched_bytes, 0u);
+  EXPECT_LE(t.volume->info().file_bytes, had + 4 * kSegment);
+  co_await CollectorTest::expect_all(t);
+  co_await VolumeTest::crash(t, false);
+  (void)co_await VolumeTest::open(t);
+  EXPECT_FALSE(t.volume->info().read_only) << t.volume->info().damage;
+  co_await CollectorTest::expect_all(t);
+  co_await CollectorTest::fill(t);
+  const bool closed = co_await VolumeTest::close(t);
+  EXPECT_TRUE(closed);
+  EXPECT_GT(t.disk.punched_bytes, 0u) << "a closed one keeps nothing";
+  (void)co_await VolumeTest::open(t);
+  co_await CollectorTest::rest(t, CollectorTest::most_for(kSize));
+  co_await CollectorTest::expect_all(t);
+  (void)co_await VolumeTest::close(t);
+}
+TEST_F(CollectorTest, UnderWritesNothingIsGivenBackWithinTheFactor) { go(keeps_what_is_free(*this)); }
+
+// The same volume, when nobody writes any more.
+coro::Task<void> gives_back_at_rest(CollectorTest& t) {
+  co_await VolumeTest::create(t, kSize, kSegment);
+  t.options.spare_segments = 2 * kSize / kSegment;
+  t.options.idle_ms = 50;
+  (void)co_await VolumeTest::open(t);
+  for (int i = 0; i < 4; ++i) co_await CollectorTest::fill(t);
+  co_await CollectorTest::rest(t, CollectorTest::most_for(kSize));
+  EXPECT_GT(t.disk.punched_bytes, 0u);
+  const bool rests = co_await CollectorTest::comes_to_rest(t);
+  EXPECT_TRUE(rests);
+  co_await CollectorTest::expect_all(t);
+  co_await CollectorTest::fill(t);
+  co_await CollectorTest::rest(t, CollectorTest::most_for(kSize));
+  co_await CollectorTest::expect_all(t);
+  (void)co_await VolumeTest::close(t);
+}
+TEST_F(CollectorTest, AtRestWhatWasKeptForWritesIsGivenBack) { go(gives_back_at_rest(*this)); }
+
+// Less than live data and what the factor allows: what is kept is written before anybody is told that there is no space.
+coro::Task<void> keeps_in_a_full_one(CollectorTest& t) {
+  co_await VolumeTest::create(t, kSize, kSegment);
+  t.options.spare_segments = 8 * kSize / kSegment;
+  t.options.idle_ms = 3'600'000;
+  t.disk.limit_bytes = kSegmentsAt + 2 * kSize;
+  (void)co_await VolumeTest::open(t);
+  for (int i = 0; i < 6; ++i) co_await CollectorTest::fill(t);
+  co_await CollectorTest::overwrite(t, 3 * kBlocks);
+  co_await CollectorTest::expect_all(t);
+  EXPECT_LE(t.disk.bytes.size(), t.disk.limit_bytes);
+  (void)co_await t.volume->snapshot("all");
+  int error = 0;
+  for (uint64_t i = 0; i < 4 * kBlocks && error == 0; ++i) error = co_await CollectorTest::put(t, t.below(kBlocks), 9);
+  EXPECT_EQ(error, ENOSPC);
+  co_await CollectorTest::expect_all(t);
+  const Status deleted = co_await t.volume->remove("all");
+  EXPECT_TRUE(deleted.ok());
+  co_await CollectorTest::overwrite(t, 2 * kBlocks);
+  co_await CollectorTest::expect_all(t);
+  const bool closed = co_await VolumeTest::close(t);
+  EXPECT_TRUE(closed);
+  (void)co_await VolumeTest::open(t);
+  co_await CollectorTest::expect_all(t);
+  (void)co_await VolumeTest::close(t);
+}
+TEST_F(CollectorTest, WhatIsKeptIsWrittenBeforeThereIsNoSpace) { go(keeps_in_a_full_one(*this)); }
+
 // What is free stays in the file, and is used again: to collect what is left would give nothing back.
 coro::Task<void> cannot_punch(CollectorTest& t) {
   co_await VolumeTest::create(t, kSize, kSegment);

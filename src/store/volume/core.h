@@ -67,7 +67,7 @@ struct Core {
   Segments segments;
   LogPosition position;       // behind the last group that has been written
   bool align = true;          // the next record begins at a multiple of kBlockBytes
-  uint64_t log_bytes = 0;     // since the last checkpoint
+  std::atomic<uint64_t> log_bytes{0};  // since the last checkpoint; read without the mutex too
   std::optional<uint64_t> copies_segment;  // that the collector fills
   uint64_t durable_lsn = 0;   // the highest that is known to be
   bool takes_space_back = true;  // the file system, as far as is known

@@ -35,6 +35,8 @@ constexpr size_t kMostStored = kGroupBytes + kMaxAtomicBytes + 2 * kBlockBytes;
 
 // Of VolumeOptions::table_bytes. Then a request waits for the merge, or is refused if that cannot be made.
 constexpr size_t kMostTables = 4;
+// Of VolumeOptions::checkpoint_bytes, likewise; but the log grows on for as long as no checkpoint can be made.
+constexpr uint64_t kMostLogs = 4;
 constexpr uint64_t kMergePollMs = 2;
 constexpr uint64_t kTellMs = 10'000;
 
@@ -251,14 +253,17 @@ coro::Task<void> Log::fill_group(io::Loop& loop, Requests& done, Waiters& change
   }
 }
 
-// The table grows while the one before is merged, and for as long as that fails: not without a limit.
+// The table and the log grow while the table before is merged, and the table for as long as that fails: not without a limit.
 coro::Task<int> Log::wait_for_merge(io::Loop& loop) {
   const uint64_t began_ms = loop.now_ms();
   uint64_t tell_at_ms = began_ms + kTellMs;
-  while (core_.index->unmerged_bytes() / kMostTables >= core_.options.table_bytes) {
+  for (;;) {
+    const bool is_full = core_.index->unmerged_bytes() / kMostTables >= core_.options.table_bytes;
+    if (!is_full && core_.log_bytes.load(std::memory_order_relaxed) / kMostLogs < core_.options.checkpoint_bytes) break;
     if (core_.poisoned.load(std::memory_order_acquire)) co_return EIO;
     on_growth_();
     const int failed = core_.checkpoint_error.load(std::memory_order_relaxed);
+    if (failed != 0 && !is_full) break;
     if (failed != 0) co_return failed == ENOSPC ? ENOSPC : EIO;
     if (loop.now_ms() >= tell_at_ms) {
       log_warning("{}: changes wait for a checkpoint for {} s: the disk below is slow, or hangs", core_.options.name,

@@ -31,12 +31,18 @@ void Segments::set_free(Slot& slot) {
 }
 
 std::optional<uint64_t> Segments::begin_allocation(bool with_space) {
-  uint64_t segment = 0;
-  const auto can_be = [with_space](const Slot& slot) {
-    return slot.info.state == SegmentState::kFree && !slot.asked && (!with_space || slot.has_space);
+  // What the file has already costs the file system nothing.
+  const auto first = [this](bool has_space) {
+    return static_cast<uint64_t>(std::find_if(slots_.begin(), slots_.end(), [has_space](const Slot& slot) {
+      return slot.info.state == SegmentState::kFree && !slot.asked && slot.has_space == has_space;
+    }) - slots_.begin());
   };
-  while (segment < slots_.size() && !can_be(slots_[segment])) ++segment;
-  if (segment >= (with_space ? slots_.size() : most_segments(bytes()))) return std::nullopt;
+  uint64_t segment = first(true);
+  if (segment == slots_.size()) {
+    if (with_space) return std::nullopt;
+    segment = first(false);
+  }
+  if (segment >= most_segments(bytes())) return std::nullopt;
   if (segment == slots_.size()) slots_.push_back({.info = {}, .has_space = false});
   slots_[segment].asked = true;
   return segment;
@@ -44,11 +50,11 @@ std::optional<uint64_t> Segments::begin_allocation(bool with_space) {
 
 void Segments::end_allocation(uint64_t segment, bool is_there) {
   if (is_there) {
-    slots_[segment].has_space = true;
+    slots_[segment].has_space = slots_[segment].kept_space = true;
     ready_.push_back(segment);
     return;
   }
-  slots_[segment].asked = slots_[segment].has_space = false;
+  slots_[segment].asked = slots_[segment].has_space = slots_[segment].kept_space = false;
   // What the file has no room for is no segment.
   if (segment + 1 == slots_.size()) slots_.pop_back();
 }
@@ -60,12 +66,12 @@ uint64_t Segments::take(SegmentState state) {
   const uint64_t segment = *lowest;
   ready_.erase(lowest);
   ++taken_;
-  slots_[segment] = {.info = {.state = state, .live_bytes = 0, .highest_lsn = 0}};
+  slots_[segment] = {.info = {.state = state, .live_bytes = 0, .highest_lsn = 0}, .kept_space = true};
   return segment;
 }
 
 void Segments::give_back(uint64_t segment) {
-  slots_[segment] = {.info = {}, .asked = true};
+  slots_[segment] = {.info = {}, .asked = true, .kept_space = true};
   ready_.push_back(segment);
 }
 
@@ -142,6 +148,7 @@ Segments::Run Segments::begin_return(uint64_t keep, uint64_t most) {
 void Segments::end_return(const Run& run, bool is_gone) {
   for (uint64_t i = run.first; i < run.first + run.count; ++i) {
     slots_[i].asked = false;
+    slots_[i].kept_space = false;
     if (is_gone) slots_[i].has_space = false;
   }
 }

@@ -25,8 +25,8 @@ class Segments {
 
   // Free segments whose space is there.
   size_t ready() const { return ready_.size(); }
-  // A free one whose space is to be asked for; end_allocation() follows. None: there are as many as a manifest can have.
-  // with_space: only of those whose space may be there already.
+  // A free one whose space is to be asked for; end_allocation() follows. None: there are as many as a manifest can have. Those
+  // whose space may be there already come first; with_space: only they do.
   std::optional<uint64_t> begin_allocation(bool with_space = false);
   void end_allocation(uint64_t segment, bool is_there);
   uint64_t take(SegmentState state);
@@ -45,6 +45,8 @@ class Segments {
 
   bool leaving(uint64_t segment) const { return slots_[segment].leaving; }
   bool has_space(uint64_t segment) const { return slots_[segment].has_space; }
+  // It was asked for since the opening, and has not been given back: there is nothing to ask for.
+  bool kept_space(uint64_t segment) const { return slots_[segment].kept_space; }
   struct Usage {
     uint64_t file_segments = 0;  // those with space in the file, free ones among them
     uint64_t leaving = 0;
@@ -84,6 +86,7 @@ class Segments {
     SegmentInfo info;
     bool asked = false;  // ready, or about to be, or about to be given back
     bool has_space = true;  // in the file, as far as is known
+    bool kept_space = false;  // it was made sure of
     bool leaving = false;  // as the newest checkpoint says
   };
   void set_free(Slot& slot);

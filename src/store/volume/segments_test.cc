@@ -157,9 +157,44 @@ TEST(VolumeSegments, SpaceOfFreeOnesIsGivenBackInRuns) {
   segments.end_return(second, false);
   EXPECT_EQ(segments.usage().file_segments, 4u);
   EXPECT_FALSE(segments.has_space(1));
+  for (uint64_t segment = 3; segment < 5; ++segment) EXPECT_EQ(segments.begin_allocation().value(), segment);
   EXPECT_EQ(segments.begin_allocation().value(), 1u) << "its space can be asked for again";
   segments.end_allocation(1, true);
   EXPECT_TRUE(segments.has_space(1));
+}
+
+TEST(VolumeSegments, WhatTheFileHasIsTakenBeforeAHole) {
+  Segments segments(kShift, {{}, {}, {SegmentState::kLog, 4096, 3}, {}});
+  segments.end_return(segments.begin_return(0, 1), true);
+  EXPECT_FALSE(segments.has_space(0));
+  EXPECT_EQ(segments.begin_allocation().value(), 1u);
+  EXPECT_EQ(segments.begin_allocation(true).value(), 3u);
+  EXPECT_FALSE(segments.begin_allocation(true)) << "the rest is holes";
+  EXPECT_EQ(segments.begin_allocation().value(), 0u);
+  EXPECT_EQ(segments.begin_allocation().value(), 4u);
+}
+
+// As a table says that was read, a segment may be a hole: only what was asked for since is known to be there.
+TEST(VolumeSegments, SpaceThatWasMadeSureOfStaysUntilItIsGivenBack) {
+  Segments segments(kShift, {{SegmentState::kMetadata, 4096, 0}, {SegmentState::kLog, 4096, 3}, {}});
+  EXPECT_FALSE(segments.kept_space(2));
+  const uint64_t log = taken(segments, SegmentState::kLog);
+  EXPECT_EQ(log, 2u);
+  EXPECT_TRUE(segments.kept_space(log));
+  segments.wrote(log, 4);
+  const Segments::Filled filled{.log = 1, .metadata = 0, .copies = std::nullopt};
+  segments.checkpoint_done(segments.for_manifest(filled));
+  segments.checkpoint_done(segments.for_manifest(filled));
+  EXPECT_EQ(segments.info(log).state, SegmentState::kFree);
+  EXPECT_TRUE(segments.kept_space(log)) << "it is free, and in the file";
+  const auto run = segments.begin_return(0, 1);
+  EXPECT_EQ(run.first, log);
+  segments.end_return(run, false);
+  EXPECT_FALSE(segments.kept_space(log)) << "some of it may be gone";
+  EXPECT_TRUE(segments.has_space(log));
+  EXPECT_EQ(segments.begin_allocation().value(), log);
+  segments.end_allocation(log, false);
+  EXPECT_FALSE(segments.has_space(log) || segments.kept_space(log));
 }
 
 TEST(VolumeSegments, TheOneThatCopiesGoToStaysOnceItHasAny) {

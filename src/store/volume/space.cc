@@ -70,6 +70,10 @@ coro::Task<int> allocate_one_of(io::Loop& loop, Core& core, bool with_space) {
   {
     const std::lock_guard lock(core.mutex);
     segment = core.segments.begin_allocation(with_space);
+    if (segment && core.segments.kept_space(*segment)) {
+      core.segments.end_allocation(*segment, true);
+      co_return 0;
+    }
     if (segment) had_space = core.segments.has_space(*segment);
   }
   if (!segment) co_return ENOSPC;
@@ -144,33 +148,36 @@ coro::Task<Result<bool>> can_take(io::Loop& loop, Core& core, uint64_t count, Pu
   }
 }
 
-coro::Task<bool> return_space(io::Loop& loop, Core& core, uint64_t keep) {
+uint64_t kept_beside_reserve(Core& core) {
+  const uint64_t has = core.segments.usage().free_with_space;
+  return has - std::min(has, std::max<uint64_t>(kept_from(core, Purpose::kWrites), core.segments.ready()));
+}
+
+coro::Task<bool> return_space(io::Loop& loop, Core& core, uint64_t keep, uint64_t within) {
   // The file system takes nobody's write to the file meanwhile, and may tell the disk of it before it goes on.
   constexpr uint64_t kMostAtOnce = 16u << 20;
-  const uint64_t most = std::max<uint64_t>(kMostAtOnce / core.segments.bytes(), 1);
-  for (;;) {
-    const bool may = co_await core.may_write(loop);
-    if (!may) co_return false;
-    Segments::Run run;
-    {
-      const std::lock_guard lock(core.mutex);
-      const uint64_t reserve = kept_from(core, Purpose::kWrites);
-      run = core.segments.begin_return(keep + reserve - std::min<uint64_t>(reserve, core.segments.ready()), most);
-    }
-    if (run.count == 0) co_return true;
-    const uint64_t offset = core.segments.offset_of(run.first), bytes = run.count * core.segments.bytes();
-    const int32_t result = co_await io::await([&](io::Op& op) { return core.file->punch_hole(loop, op, offset, bytes); });
-    {
-      const std::lock_guard lock(core.mutex);
-      core.segments.end_return(run, result >= 0);
-      core.takes_space_back = result != -EOPNOTSUPP;
-    }
-    if (result < 0) {
-      if (result != -EOPNOTSUPP)
-        log_warning("{}: space that is free cannot be given back: {}", core.options.name, errno_text(-result));
-      co_return false;
-    }
+  const bool may = co_await core.may_write(loop);
+  if (!may) co_return false;
+  Segments::Run run;
+  {
+    const std::lock_guard lock(core.mutex);
+    const uint64_t has = core.segments.usage().file_segments, bound = within / core.segments.bytes();
+    if (has <= bound) co_return false;
+    const uint64_t reserve = kept_from(core, Purpose::kWrites);
+    const uint64_t idle = keep + reserve - std::min<uint64_t>(reserve, core.segments.ready());
+    run = core.segments.begin_return(idle, std::min(std::max<uint64_t>(kMostAtOnce / core.segments.bytes(), 1), has - bound));
   }
+  if (run.count == 0) co_return false;
+  const uint64_t offset = core.segments.offset_of(run.first), bytes = run.count * core.segments.bytes();
+  const int32_t result = co_await io::await([&](io::Op& op) { return core.file->punch_hole(loop, op, offset, bytes); });
+  {
+    const std::lock_guard lock(core.mutex);
+    core.segments.end_return(run, result >= 0);
+    core.takes_space_back = result != -EOPNOTSUPP;
+  }
+  if (result < 0 && result != -EOPNOTSUPP)
+    log_warning("{}: space that is free cannot be given back: {}", core.options.name, errno_text(-result));
+  co_return result >= 0;
 }
 
 }  // namespace netblk::store::volume

@@ -28,8 +28,11 @@ coro::Task<int> take_segments(io::Loop& loop, Core& core, uint64_t count, Segmen
 // Asks the file system for so much that `count` could be taken. False: it has not so much; or errno.
 coro::Task<Result<bool>> can_take(io::Loop& loop, Core& core, uint64_t count, Purpose purpose);
 
-// Gives the space of free segments back to the file system, but for the reserve's and `keep` more. False: the file system does
-// not take it.
-coro::Task<bool> return_space(io::Loop& loop, Core& core, uint64_t keep);
+// Gives the space of some free segments back to the file system, but for the reserve's and `keep` more, where the file has more
+// than `within` bytes of segments. False: there is nothing more to give, or the file system does not take it.
+coro::Task<bool> return_space(io::Loop& loop, Core& core, uint64_t keep, uint64_t within);
+
+// Free segments with space, beside the reserve. Under the mutex.
+uint64_t kept_beside_reserve(Core& core);
 
 }  // namespace netblk::store::volume

@@ -222,6 +222,52 @@ coro::Task<void> slow_merge(VolumeTest& t) {
 }
 TEST_F(VolumeTroubleTest, AWriteWaitsForAMergeThatIsFarBehind) { go(slow_merge(*this)); }
 
+// The same of the log, whose space is not free before the next checkpoints.
+coro::Task<void> slow_checkpoint(VolumeTest& t) {
+  t.options.checkpoint_bytes = 64u << 10;
+  co_await VolumeTest::create(t, kSize, 1u << 16);
+  (void)co_await VolumeTest::open(t);
+  t.disk.hold_syncs = true;
+  Ask ask(t.loop());
+  uint64_t answered = 0;
+  for (; answered < 2000; ++answered) {
+    ask.as(Command::kWrite, answered % 512 * 4096, 4096);
+    ask.buffer[0] = std::byte{1};
+    t.device->submit(ask);
+    co_await VolumeTest::let_others(t);
+    if (!ask.done) break;
+    EXPECT_EQ(ask.error, 0);
+  }
+  EXPECT_GE((answered + 1) * (4096 + 128), 3 * t.options.checkpoint_bytes) << "it waits for nothing";
+  EXPECT_LE(answered * 4096, 5 * t.options.checkpoint_bytes) << "the log has no limit";
+  // What is in no log of writes goes on meanwhile.
+  const int found = co_await VolumeTest::read(t, 0, 4096);
+  EXPECT_EQ(found, -1) << "one byte of it was written";
+  t.disk.hold_syncs = false;
+  while (!t.disk.held_syncs.empty()) t.disk.end_sync(0);
+  while (!ask.done) co_await ask.ended.wait();
+  EXPECT_EQ(ask.error, 0);
+  const bool closed = co_await VolumeTest::close(t);
+  EXPECT_TRUE(closed);
+}
+TEST_F(VolumeTroubleTest, AWriteWaitsForACheckpointThatIsFarBehind) { go(slow_checkpoint(*this)); }
+
+// Where none can be made, the log goes on as long as there is room for what it changes.
+coro::Task<void> failing_checkpoint(VolumeTest& t) {
+  t.options.checkpoint_bytes = 64u << 10;
+  co_await VolumeTest::create(t, kSize, 1u << 16);
+  (void)co_await VolumeTest::open(t);
+  t.disk.fail_pages = true;
+  for (uint64_t i = 0; i < 512; ++i) {
+    const int error = co_await VolumeTest::write(t, i * 4096, 4096, 1);
+    EXPECT_EQ(error, 0);
+  }
+  t.disk.fail_pages = false;
+  const bool closed = co_await VolumeTest::close(t);
+  EXPECT_TRUE(closed);
+}
+TEST_F(VolumeTroubleTest, AWriteDoesNotWaitForACheckpointThatFails) { go(failing_checkpoint(*this)); }
+
 // A burst over several segments that one flush covers: only a record in the middle of the last one says so.
 coro::Task<void> damaged_burst(VolumeTest& t) {
   co_await VolumeTest::create(t, kSize, 1u << 16);
