@@ -47,8 +47,6 @@ constexpr uint64_t kSegmentTail = kBlockBytes;
 // kMaxDeviceBytes.
 constexpr uint64_t kMaxHollowBlocks = 1u << 30;
 
-alignas(kBlockBytes) constexpr std::array<std::byte, kUnitBytes> kPadding{};
-
 uint64_t round_to_block(uint64_t offset) { return (offset + kBlockBytes - 1) / kBlockBytes * kBlockBytes; }
 
 bool is_zero(std::span<const std::byte> block) {
