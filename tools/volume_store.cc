@@ -3,9 +3,11 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <condition_variable>
 #include <cstdio>
@@ -34,6 +36,15 @@ namespace {
 namespace volume = store::volume;
 
 std::string data_path(const std::string& folder) { return folder + "/data"; }
+
+// File systems that write everything to a new place. (One that shares blocks between files does too, with those that are shared,
+// and nobody tells.)
+bool overwrites_in_place(const std::string& folder) {
+  constexpr std::array<uint64_t, 3> kToNewPlaces{0x9123683e, 0xca451a4e, 0x2fc12fc1};  // btrfs, bcachefs, ZFS
+  struct statfs status {};
+  return ::statfs(folder.c_str(), &status) != 0 ||
+         std::find(kToNewPlaces.begin(), kToNewPlaces.end(), static_cast<uint64_t>(status.f_type)) == kToNewPlaces.end();
+}
 
 Error no_volume(const std::string& folder, const char* why) {
   return make_error(ENOENT, "{} is no volume: {}; `netblk volume create` makes one", folder, why);
@@ -153,6 +164,7 @@ volume::VolumeOptions volume_options(const std::string& folder, bool read_only, 
   options.cache_survived = mark.is_there();
   options.key = std::move(key);
   options.on_poison = [mark] { mark.clear(); };
+  options.overwrites_in_place = overwrites_in_place(folder);
   return options;
 }
 

@@ -113,13 +113,18 @@ coro::Task<void> Background::stop() {
 
 coro::Task<void> Background::return_all() { co_await give_back(0, 0); }
 
-// As return_space(); what is given back at rest is for as long as nobody writes again.
+// As return_space(), until something else is to be done, which may be waited for: what is left then is given back behind the next
+// checkpoint, or at rest. A little is given back each time, also where checkpoints follow one another.
 coro::Task<void> Background::give_back(uint64_t keep, uint64_t within) {
-  const bool rested = rests_;
+  constexpr int kLeastRounds = 8;
+  const bool rested = rests_, was_stopped = stopped_;
   bool more = true;
-  while (more && rests_ == rested) more = co_await return_space(loop_, core_, keep, within);
+  for (int round = 0; more && rests_ == rested && stopped_ == was_stopped && !gives_way_; ++round) {
+    if (round >= kLeastRounds && !was_stopped && (wants_checkpoint_ || room_is_wanted())) break;
+    more = co_await return_space(loop_, core_, keep, within);
+  }
   const std::lock_guard lock(core_.mutex);
-  const uint64_t kept = kept_beside_reserve(core_);
+  const uint64_t kept = kept_beside_reserve(core_, core_.segments.usage());
   beside_ = kept - std::min(kept, keep);
   keeps_space_ = keep > 0 || beside_ > 0;
 }
@@ -136,7 +141,8 @@ Background::Space Background::space() const {
   space.slack = live / 100 * (percent - 100);
   // What stays in the file for whoever writes next is given back as soon as the volume rests: for the collector it is gone. And
   // where free space cannot be given back, to collect more gains nothing.
-  const uint64_t kept = core_.takes_space_back ? std::min(beside_, kept_beside_reserve(core_)) : usage.free_with_space;
+  uint64_t kept = core_.takes_space_back ? beside_ : usage.free_with_space;
+  if (core_.takes_space_back && kept != 0) kept = std::min(kept, kept_beside_reserve(core_, usage));
   space.used = (usage.file_segments - kept) * segment;
   space.passing = (usage.leaving + collector_.emptied()) * segment;
   const uint64_t spare = core_.options.spare_segments * segment;
@@ -216,7 +222,7 @@ coro::Task<bool> Background::checkpoint() {
   if (done && !is_short_) {
     // To overwrite what the file has is much cheaper than a hole and its space anew: within what it may have, nothing is given back
     // to be asked for again.
-    const uint64_t within = rests_ ? 0 : space().most;
+    const uint64_t within = rests_ || !core_.options.overwrites_in_place ? 0 : space().most;
     co_await give_back(keep, within);
   }
   co_return done.ok();

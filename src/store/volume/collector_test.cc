@@ -277,6 +277,21 @@ coro::Task<void> keeps_what_is_free(CollectorTest& t) {
 }
 TEST_F(CollectorTest, UnderWritesNothingIsGivenBackWithinTheFactor) { go(keeps_what_is_free(*this)); }
 
+// Where a write to what was written before may find no space, what is free is given back, and asked for again.
+coro::Task<void> keeps_nothing_elsewhere(CollectorTest& t) {
+  co_await VolumeTest::create(t, kSize, kSegment);
+  t.options.spare_segments = 2 * kSize / kSegment;
+  t.options.idle_ms = 3'600'000;
+  t.options.overwrites_in_place = false;
+  (void)co_await VolumeTest::open(t);
+  for (int i = 0; i < 6; ++i) co_await CollectorTest::fill(t);
+  EXPECT_GT(t.disk.punched_bytes, kSize);
+  EXPECT_LE(t.volume->info().file_bytes, kSegmentsAt + 3 * kSize);
+  co_await CollectorTest::expect_all(t);
+  (void)co_await VolumeTest::close(t);
+}
+TEST_F(CollectorTest, NothingIsKeptWhereAnOverwriteNeedsSpace) { go(keeps_nothing_elsewhere(*this)); }
+
 // The same volume, when nobody writes any more.
 coro::Task<void> gives_back_at_rest(CollectorTest& t) {
   co_await VolumeTest::create(t, kSize, kSegment);

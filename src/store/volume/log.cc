@@ -257,7 +257,7 @@ coro::Task<int> Log::wait_for_merge(io::Loop& loop) {
   uint64_t tell_at_ms = began_ms + kTellMs;
   for (;;) {
     const bool is_full = core_.index->unmerged_bytes() / kMostTables >= core_.options.table_bytes;
-    if (!is_full && core_.log_bytes.load(std::memory_order_relaxed) / kMostLogs < core_.options.checkpoint_bytes) break;
+    if (!is_full && core_.log_bytes.load(std::memory_order_relaxed) / kMostLogs <= core_.options.checkpoint_bytes) break;
     if (core_.poisoned.load(std::memory_order_acquire)) co_return EIO;
     on_growth_();
     const int failed = core_.checkpoint_error.load(std::memory_order_relaxed);

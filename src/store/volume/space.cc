@@ -21,12 +21,12 @@ constexpr uint64_t kForSparse = 1;
 
 // What is needed by the checkpoints until what they make free is, of the present tables and so many copies: the one that is
 // being merged may have to be merged again.
-uint64_t for_checkpoints(Core& core, uint64_t copies) {
+uint64_t for_checkpoints(Core& core, const Segments::Usage& usage, uint64_t copies) {
   constexpr uint64_t kInARow = 3;
   constexpr uint64_t kEntriesPerPage = 30;  // at least 31, and the inner pages above them
   const uint64_t changed = core.index->unmerged_entries() + copies;
   // Each may cut an extent of the tree in two, beside its own; and of a run of pages that is written anew one more may come.
-  const uint64_t pages_now = core.segments.usage().metadata_live_bytes / kPageBytes;
+  const uint64_t pages_now = usage.metadata_live_bytes / kPageBytes;
   uint64_t pages = std::min(pages_now + pages_now / 8 + 3 * changed / kEntriesPerPage, 4 * changed);
   if (changed != 0) pages += 8;
   // A manifest is in one segment: before it as much again may be left.
@@ -38,13 +38,13 @@ uint64_t for_checkpoints(Core& core, uint64_t copies) {
 // Writes leave the others what they need to begin, and nothing becomes free without checkpoints. Copies may take what is for names,
 // and names what is for copies: names make garbage for copies, and each segment of copies empties one at least. The collector has to
 // be able to begin also when names have taken all of theirs, and pages another one.
-uint64_t kept_from(Core& core, Purpose purpose) {
+uint64_t kept_from(Core& core, const Segments::Usage& usage, Purpose purpose) {
   const uint64_t blocks = core.segments.bytes() / kBlockBytes;
   switch (purpose) {
-    case Purpose::kWrites: return kForNames + kForCopies + kForSparse + for_checkpoints(core, kForCopies * blocks);
-    case Purpose::kCopies: return for_checkpoints(core, blocks);
-    case Purpose::kSweeps: return kForNames + for_checkpoints(core, 0);
-    case Purpose::kNames: return for_checkpoints(core, 0);
+    case Purpose::kWrites: return kForNames + kForCopies + kForSparse + for_checkpoints(core, usage, kForCopies * blocks);
+    case Purpose::kCopies: return for_checkpoints(core, usage, blocks);
+    case Purpose::kSweeps: return kForNames + for_checkpoints(core, usage, 0);
+    case Purpose::kNames: return for_checkpoints(core, usage, 0);
     case Purpose::kCheckpoint: break;
   }
   return 0;
@@ -70,7 +70,7 @@ coro::Task<int> allocate_one_of(io::Loop& loop, Core& core, bool with_space) {
   {
     const std::lock_guard lock(core.mutex);
     segment = core.segments.begin_allocation(with_space);
-    if (segment && core.segments.kept_space(*segment)) {
+    if (segment && core.options.overwrites_in_place && core.segments.kept_space(*segment)) {
       core.segments.end_allocation(*segment, true);
       co_return 0;
     }
@@ -112,9 +112,10 @@ coro::Task<int> take_segments(io::Loop& loop, Core& core, uint64_t count, Segmen
     uint64_t wanted = 0;
     {
       const std::lock_guard lock(core.mutex);
-      const uint64_t kept = kept_from(core, purpose), ready = core.segments.ready();
+      const Segments::Usage usage = core.segments.usage();
+      const uint64_t kept = kept_from(core, usage, purpose), ready = core.segments.ready();
       // Ready ones are asked for up to the whole reserve: later it may not be had.
-      const uint64_t reserve = kept_from(core, Purpose::kWrites);
+      const uint64_t reserve = kept_from(core, usage, Purpose::kWrites);
       const bool enough = ready >= count + kept;
       if (enough && (error != 0 || ready >= count + reserve)) {
         for (uint64_t i = 0; i < count; ++i) taken.push_back(core.segments.take(state));
@@ -140,7 +141,7 @@ coro::Task<Result<bool>> can_take(io::Loop& loop, Core& core, uint64_t count, Pu
   for (;;) {
     {
       const std::lock_guard lock(core.mutex);
-      if (core.segments.ready() >= count + kept_from(core, purpose)) co_return true;
+      if (core.segments.ready() >= count + kept_from(core, core.segments.usage(), purpose)) co_return true;
     }
     const int error = co_await allocate_one(loop, core);
     if (error == ENOSPC) co_return false;
@@ -148,9 +149,9 @@ coro::Task<Result<bool>> can_take(io::Loop& loop, Core& core, uint64_t count, Pu
   }
 }
 
-uint64_t kept_beside_reserve(Core& core) {
-  const uint64_t has = core.segments.usage().free_with_space;
-  return has - std::min(has, std::max<uint64_t>(kept_from(core, Purpose::kWrites), core.segments.ready()));
+uint64_t kept_beside_reserve(Core& core, const Segments::Usage& usage) {
+  const uint64_t has = usage.free_with_space;
+  return has - std::min(has, std::max<uint64_t>(kept_from(core, usage, Purpose::kWrites), core.segments.ready()));
 }
 
 coro::Task<bool> return_space(io::Loop& loop, Core& core, uint64_t keep, uint64_t within) {
@@ -161,9 +162,10 @@ coro::Task<bool> return_space(io::Loop& loop, Core& core, uint64_t keep, uint64_
   Segments::Run run;
   {
     const std::lock_guard lock(core.mutex);
-    const uint64_t has = core.segments.usage().file_segments, bound = within / core.segments.bytes();
+    const Segments::Usage usage = core.segments.usage();
+    const uint64_t has = usage.file_segments, bound = within / core.segments.bytes();
     if (has <= bound) co_return false;
-    const uint64_t reserve = kept_from(core, Purpose::kWrites);
+    const uint64_t reserve = kept_from(core, usage, Purpose::kWrites);
     const uint64_t idle = keep + reserve - std::min<uint64_t>(reserve, core.segments.ready());
     run = core.segments.begin_return(idle, std::min(std::max<uint64_t>(kMostAtOnce / core.segments.bytes(), 1), has - bound));
   }

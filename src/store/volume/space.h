@@ -33,6 +33,6 @@ coro::Task<Result<bool>> can_take(io::Loop& loop, Core& core, uint64_t count, Pu
 coro::Task<bool> return_space(io::Loop& loop, Core& core, uint64_t keep, uint64_t within);
 
 // Free segments with space, beside the reserve. Under the mutex.
-uint64_t kept_beside_reserve(Core& core);
+uint64_t kept_beside_reserve(Core& core, const Segments::Usage& usage);
 
 }  // namespace netblk::store::volume

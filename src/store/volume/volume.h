@@ -53,6 +53,9 @@ struct VolumeOptions {
   uint64_t space_percent = 0;
   uint64_t spare_segments = 12;
   uint64_t idle_ms = 2000;  // without a change, then what can be freed is
+  // To write where the file has been written before needs no new space of the file system. Where it may (btrfs, for one), what is
+  // free is not kept to be written again: the write could fail for want of space.
+  bool overwrites_in_place = true;
   // A write or a sync has failed: the system's cache no longer proves what was written (cache_survived). Called on any thread,
   // perhaps more than once, before anybody is told of the error.
   std::function<void()> on_poison = nullptr;
