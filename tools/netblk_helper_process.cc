@@ -44,7 +44,7 @@ constexpr size_t kStackBytes = 512 << 10;
 // its store, and then some, for a machine that is busy.
 constexpr uint64_t kStartMs = 60'000;
 constexpr unsigned kTimeoutsInTurn = 5;
-constexpr int kKilledMs = 10'000;
+constexpr int kKilledMs = 30'000;
 uint64_t start_patience_ms = 0;
 
 uint64_t patience_for(const AttachOptions& given) {
