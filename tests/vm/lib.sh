@@ -101,6 +101,9 @@ within() { local s=$1; shift; timeout -k 1 "$s" "$@"; local r=$?; [ $r != 124 ] 
 said() { dmesg | grep -qE -- "$1" || fail "the kernel log does not say '$1'"; }
 random_file() { head -c "$2" /dev/urandom > "$1"; }
 drop_caches() { sync; echo 3 > /proc/sys/vm/drop_caches; }
+# A file system that flushes nothing by itself, so that what is written stays unflushed until somebody asks: no commit of the
+# journal, and no clearing of inode tables some seconds after the mount (ext4lazyinit flushes after the first).
+mkfs_no_flush() { mkfs.ext4 -q -E lazy_itable_init=0,lazy_journal_init=0 /dev/netblk; mount -o commit=3600,noinit_itable /dev/netblk $mnt; }
 # a quick fio: fio_job NAME OPTION...
 fio_job() { local n=$1; shift; fio --name="$n" --filename=/dev/netblk --direct=1 --ioengine=libaio --minimal --output="$scratch/fio.$n" "$@" > /dev/null; }
 

@@ -33,14 +33,15 @@ server_process_restart() {
 
 server_host_reboot_with_lost_cache() {
 	serve_disk; load2
-	# no commit of the journal may flush what is to be lost
-	mkfs.ext4 -q /dev/netblk; mount -o commit=3600 /dev/netblk $mnt
+	mkfs_no_flush
 	random_file "$scratch/kept" 1M; cp "$scratch/kept" $mnt/kept; fallocate -l 1M $mnt/file; dd if=/dev/zero of=$mnt/file bs=64k count=16 conv=notrunc,fsync status=none
 	sync -f $mnt
 	# what the machine's disk has is this; what comes now is in its cache alone
 	cp "$scratch/disk" "$scratch/disk.durable"
 	random_file "$scratch/blob" 1M
 	dd if="$scratch/blob" of=$mnt/file bs=64k oflag=direct conv=notrunc status=none
+	# of a server that stands still: no flush can be done after this look
+	kill -STOP "$server_pid"
 	[ "$(cat $sysfs/unflushed)" -gt 0 ] || fail "nothing acknowledged is unflushed: nothing can be lost"
 	kill_server
 	dd if="$scratch/disk.durable" of="$scratch/disk" bs=1M conv=notrunc status=none; rm -rf /run/netblk

@@ -87,7 +87,7 @@ law3_host_reboot() {
 }
 law3_mounted() {
 	serve 10809 "$scratch/disk" 100; load2
-	mkfs.ext4 -q /dev/netblk; mount -o commit=3600 /dev/netblk $mnt; sync -f $mnt
+	mkfs_no_flush; sync -f $mnt
 	random_file "$scratch/blob" 4M
 	cp "$scratch/blob" $mnt/a; restart_server 10809 "$scratch/disk" 100; sync -f $mnt; cmp "$scratch/blob" $mnt/a
 	exec 6> $mnt/b; dd if="$scratch/blob" of=$mnt/b bs=64k oflag=direct conv=notrunc status=none
