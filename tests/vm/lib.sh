@@ -97,7 +97,7 @@ must_fail() {
 	grep -qi -- "$text" "$scratch/said" || fail "'$*' said '$(cat "$scratch/said")', expected '$text'"
 }
 # within SECONDS COMMAND...: a bound against hanging, wide enough for an emulated processor; 124 is a failure of its own
-within() { local s=$1; shift; timeout -k 1 "$s" "$@"; local r=$?; [ $r != 124 ] && [ $r != 137 ] || fail "not done after $s s: $*"; return $r; }
+within() { local s=$1 r=0; shift; timeout -k 1 "$s" "$@" || r=$?; [ $r != 124 ] && [ $r != 137 ] || fail "not done after $s s: $*"; return $r; }
 said() { dmesg | grep -qE -- "$1" || fail "the kernel log does not say '$1'"; }
 random_file() { head -c "$2" /dev/urandom > "$1"; }
 drop_caches() { sync; echo 3 > /proc/sys/vm/drop_caches; }
