@@ -146,7 +146,7 @@ Background::Space Background::space() const {
   space.used = (usage.file_segments - kept) * segment;
   space.passing = (usage.leaving + collector_.emptied()) * segment;
   const uint64_t spare = core_.options.spare_segments * segment;
-  space.begin = live + space.slack / 5 * 4 + spare;
+  space.begin = live + space.slack / 5 * 3 + spare;
   space.most = live + space.slack + spare;
   space.free_segments = usage.free_with_space;
   space.room = usage.free_with_space * segment + collector_.room_bytes();
@@ -228,21 +228,26 @@ coro::Task<bool> Background::checkpoint() {
   co_return done.ok();
 }
 
-// Between two steps: less the more there is to do.
+// Between two steps: less the more there is to do. It goes as fast as it can long before `most`: what passes, what is filled until
+// it is free, and what the next checkpoint writes come on top.
 uint64_t Background::pace_ms(const Space& space) const {
   if (rests_) return 1;
   const uint64_t over = space.used - space.passing - space.begin;
-  const uint64_t quarter = std::max<uint64_t>((space.most - space.begin) / 4, 1);
-  return over >= 4 * quarter ? 0 : uint64_t{8} >> (over / quarter);
+  const uint64_t part = std::max<uint64_t>(space.slack / 40, 1);
+  return over >= 4 * part ? 0 : uint64_t{8} >> (over / part);
 }
 
-// Where it cannot keep up, the writers wait for it in small parts.
+// Where it cannot keep up, the writers wait for it in small parts: before `most` is reached, and the more the nearer it is, so that
+// they come to be as fast as it is below that; beyond, ever more.
 void Background::set_pause(const Space& space, Collector::Step step) {
-  constexpr uint64_t kMostUsPerMib = 400'000;
+  constexpr uint64_t kMostUsPerMib = 400'000, kUsPerMibAtMost = 60'000;
   uint64_t pause = 0;
-  if (step == Collector::Step::kMoved && space.used > space.most && space.slack > 0) {
-    const uint64_t over = space.used - space.most;
-    pause = std::min(kMostUsPerMib, over * 100'000 / space.slack);
+  const uint64_t band = space.slack / 7, from = space.most - band;
+  if (step == Collector::Step::kMoved && space.used > from && band > 0) {
+    const uint64_t over = space.used - from;
+    pause = over * kUsPerMibAtMost / band;
+    if (over > band) pause += (over - band) * kMostUsPerMib / band;
+    pause = std::min(kMostUsPerMib, pause);
   }
   core_.pause_us_per_mib.store(pause, std::memory_order_relaxed);
 }
