@@ -59,9 +59,9 @@ class TimedLoop final : public io::Loop {
 struct TimedDisk {
   Bytes bytes;
   std::vector<bool> has_space;
-  uint64_t allocated_bytes = 0, most_bytes = 0;
+  uint64_t allocated_bytes = 0, most_bytes = 0, holes = 0;
   uint64_t free_at_us = 0;
-  uint64_t op_us = 20, us_per_mib = 2000, sync_us = 1000;
+  uint64_t op_us = 20, us_per_mib = 2000, sync_us = 1000, hole_us = 0;
 
   void set_space(uint64_t offset, uint64_t length, bool has) {
     const uint64_t end = (offset + length + kBlockBytes - 1) / kBlockBytes;
@@ -100,7 +100,8 @@ class TimedFile final : public io::File {
   }
   bool datasync(io::Loop& loop, io::Op& op) override { return later(loop, op, 0, disk_.sync_us, [] { return 0; }); }
   bool punch_hole(io::Loop& loop, io::Op& op, uint64_t offset, uint64_t length) override {
-    return later(loop, op, 0, 0, [this, offset, length] {
+    return later(loop, op, 0, disk_.hole_us, [this, offset, length] {
+      ++disk_.holes;
       disk_.set_space(offset, length, false);
       const uint64_t end = std::min<uint64_t>(offset + length, disk_.bytes.size());
       for (uint64_t at = offset; at < end; ++at) disk_.bytes[at] = std::byte{0};
@@ -215,6 +216,26 @@ TEST_F(VolumeSpaceTest, UnderWritesWithoutAPauseTheFileStaysWithinTheFactor) {
   disk.sync_us = 100;
   loop.run(stays_within(*this, 1, 0));
 }
+
+// Most of the volume becomes free, in hundreds of places, of which each takes its time to be given back: a write that waits for
+// the next checkpoint does not wait for all of them.
+coro::Task<void> writes_while_much_is_given_back(VolumeSpaceTest& t) {
+  t.options.checkpoint_bytes = 1u << 20;
+  co_await VolumeSpaceTest::begin(t);
+  t.disk.hole_us = 50'000;
+  for (uint64_t at = 0; at < kSize; at += 4 * kSegment) co_await VolumeSpaceTest::ask(t, Command::kTrim, at, 3 * kSegment);
+  uint64_t longest_us = 0;
+  const uint64_t holes = t.disk.holes;
+  for (uint64_t at = 0; at < kSize / 2; at += 1u << 20) {
+    const uint64_t began_us = t.clock.us;
+    co_await VolumeSpaceTest::ask(t, Command::kWrite, at, 1u << 20);
+    longest_us = std::max(longest_us, t.clock.us - began_us);
+  }
+  EXPECT_GT(t.disk.holes, holes + 8) << "nothing was given back that a write could have waited for";
+  EXPECT_LT(longest_us, 1'000'000u);
+  co_await VolumeSpaceTest::end(t);
+}
+TEST_F(VolumeSpaceTest, AWriteDoesNotWaitUntilAllThatIsFreeIsGivenBack) { loop.run(writes_while_much_is_given_back(*this)); }
 
 }  // namespace
 }  // namespace netblk::store::volume
