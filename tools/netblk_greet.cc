@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "io/fd.h"
+#include "io/patience.h"
 #include "io/socket.h"
 #include "proto/netblk/codec1.h"
 #include "transport/tcp.h"
@@ -35,7 +36,7 @@ constexpr int kNoWelcome = EPROTONOSUPPORT;
 class Conversation {
  public:
   Conversation(io::UniqueFd socket, uint64_t timeout_ms)
-      : socket_(std::move(socket)), end_(steady_clock::now() + std::chrono::milliseconds(timeout_ms)) {}
+      : socket_(std::move(socket)), patience_(timeout_ms) {}
 
   Status send(std::span<const std::byte> bytes) {
     while (!bytes.empty()) {
@@ -73,16 +74,15 @@ class Conversation {
 
  private:
   Status wait(short events) {
-    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(end_ - steady_clock::now()).count();
     pollfd waiting{.fd = socket_.get(), .events = events, .revents = 0};
-    const int ready = left <= 0 ? 0 : ::poll(&waiting, 1, static_cast<int>(std::min<int64_t>(left, 1 << 30)));
+    const int ready = patience_.wait(waiting);
     if (ready < 0 && errno != EINTR) return make_error(errno, "{}", errno_text(errno));
     if (ready == 0) return make_error(ETIMEDOUT, "no answer in time");
     return Ok{};
   }
 
   io::UniqueFd socket_;
-  const steady_clock::time_point end_;
+  io::Patience patience_;
 };
 
 Error about(const ServerUri& uri, const Error& error) {

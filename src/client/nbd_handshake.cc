@@ -3,12 +3,11 @@
 
 #include <poll.h>
 
-#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <span>
 
-#include "io/clock.h"
+#include "io/patience.h"
 #include "io/socket.h"
 
 namespace netblk::client {
@@ -16,7 +15,7 @@ namespace {
 
 class Talk {
  public:
-  Talk(int fd, uint64_t timeout_ms) : fd_(fd), timeout_ms_(timeout_ms), end_ms_(clock_.now_ms() + timeout_ms) {}
+  Talk(int fd, uint64_t timeout_ms) : fd_(fd), timeout_ms_(timeout_ms), patience_(timeout_ms) {}
 
   Status send(std::span<const std::byte> bytes) {
     while (!bytes.empty()) {
@@ -50,19 +49,16 @@ class Talk {
 
  private:
   Status wait(short events) {
-    const uint64_t now = clock_.now_ms();
     pollfd waiting{.fd = fd_, .events = events, .revents = 0};
-    const uint64_t left = now < end_ms_ ? std::min<uint64_t>(end_ms_ - now, 1u << 30) : 0;
-    const int ready = left == 0 ? 0 : ::poll(&waiting, 1, static_cast<int>(left));
+    const int ready = patience_.wait(waiting);
     if (ready < 0 && errno != EINTR) return make_error(errno, "waiting failed: {}", errno_text(errno));
     if (ready == 0) return make_error(ETIMEDOUT, "the server does not answer NBD's negotiation within {} ms", timeout_ms_);
     return Ok{};
   }
 
   const int fd_;
-  const io::SteadyClock clock_;
   const uint64_t timeout_ms_;
-  const uint64_t end_ms_;
+  io::Patience patience_;
 };
 
 Status run(int fd, proto::NbdGreeting& greeting, uint64_t timeout_ms) {

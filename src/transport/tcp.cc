@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "io/clock.h"
+#include "io/patience.h"
 
 namespace netblk::transport {
 namespace {
@@ -85,9 +86,9 @@ class Attempts {
   }
   bool empty() const { return waiting_.empty(); }
 
-  // The first that is connected; none: the time is over, or one failed.
-  std::optional<io::UniqueFd> wait(uint64_t timeout_ms) {
-    const int ready = ::poll(waiting_.data(), waiting_.size(), static_cast<int>(std::min<uint64_t>(timeout_ms, 1u << 30)));
+  // The first that is connected; none: none was for a step, or one failed.
+  std::optional<io::UniqueFd> wait(io::Patience& patience, uint64_t most_ms) {
+    const int ready = patience.poll(waiting_, most_ms);
     if (ready < 0 && errno != EINTR) note(errno);
     for (size_t i = 0; ready > 0 && i < waiting_.size();) {
       if (waiting_[i].revents == 0) {
@@ -161,9 +162,11 @@ Status start_listening(int fd) {
 
 Result<io::UniqueFd> tcp_connect(const std::string& host, uint16_t port, uint64_t timeout_ms) {
   const io::SteadyClock clock;
-  const uint64_t give_up_at = clock.now_ms() + timeout_ms;
+  const uint64_t asked_at = clock.now_ms();
   auto list = resolve(host, port, 0);
   if (!list) return std::move(list).error();
+  const uint64_t resolving_ms = clock.now_ms() - asked_at;
+  io::Patience patience(timeout_ms - std::min(timeout_ms, resolving_ms));
   Attempts attempts;
   const addrinfo* next = list.value().get();
   uint64_t next_at = 0;
@@ -175,9 +178,10 @@ Result<io::UniqueFd> tcp_connect(const std::string& host, uint16_t port, uint64_
       next_at = now + kNextAddressMs;
       continue;
     }
-    if (attempts.empty() || now >= give_up_at) break;
-    const uint64_t until = next != nullptr ? std::min(next_at, give_up_at) : give_up_at;
-    auto connected = attempts.wait(until - now);
+    if (attempts.empty()) break;
+    const bool last = patience.over();
+    auto connected = attempts.wait(patience, next != nullptr ? next_at - now : io::Patience::kStepMs);
+    if (!connected && last) break;
     if (!connected) continue;
     tune_tcp(connected->get());
     return std::move(*connected);

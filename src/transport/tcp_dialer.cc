@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "coro/event.h"
+#include "io/patience.h"
 #include "transport/tcp.h"
 
 namespace netblk::transport {
@@ -88,10 +89,12 @@ coro::Task<Result<std::unique_ptr<io::Stream>>> TcpDialer::dial(io::Loop& loop, 
     });
   }
   Alarm alarm(loop, wake);
-  alarm.arm(give_up_at_ms);
   bool arrived = false;
-  while (!arrived && loop.now_ms() < give_up_at_ms) {
+  // The name is resolved without an end of its own.
+  for (io::Patience patience(timeout_ms); !arrived && !patience.over();) {
+    alarm.arm(loop.now_ms() + patience.begin());
     co_await wake.wait();
+    patience.end();
     const std::lock_guard lock(call->mutex);
     arrived = call->result.has_value();
   }
