@@ -34,7 +34,8 @@ start_server() {
 		setsid "$output/netblk_server" --export "disk=file:$work/netblk_storage.img?size=${size_mb}M" \
 			--listen "netblk://127.0.0.1:$port" >"$work/server.log" 2>&1 </dev/null 9>&- &
 		server_pid=$!
-		for _ in $(seq 100); do
+		# as long as it lives; the bound only ends what is hopeless
+		for _ in $(seq 1200); do
 			if ! kill -0 "$server_pid" 2>/dev/null; then break; fi
 			if grep -q "listening on .*:$port" "$work/server.log"; then
 				printf '%s\n' "   \$ netblk_server --export 'disk=file:$work/netblk_storage.img?size=${size_mb}M' --listen netblk://127.0.0.1:$port &"
