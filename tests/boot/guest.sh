@@ -164,8 +164,8 @@ here netblk://$server/one via=netblk" "
 # The server dies while the machine runs: it goes down all the same.
 server_dies() {
 	machine "
-one netblk://$server:10812/one via=fuse,timeout=1,wait=300
-two netblk://$server:10812/two via=ublk,timeout=1,wait=300" "
+one netblk://$server:10812/one via=fuse,timeout=5,wait=300
+two netblk://$server:10812/two via=ublk,timeout=5,wait=300" "
 /dev/netblk-by-name/one /mnt/one ext4 _netdev 0 0
 /dev/netblk-by-name/two /mnt/two ext4 _netdev 0 0" '
 	for name in one two; do findmnt -n /mnt/$name && echo "up $name"; dd if=/dev/zero of=/mnt/$name/dirty bs=1M count=4; done

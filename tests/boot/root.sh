@@ -24,7 +24,7 @@ trap cleanup EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 failed=0
-seconds=300  # ends what is hopeless
+seconds=600  # ends what is hopeless
 
 # image FILE LABEL
 image() {
