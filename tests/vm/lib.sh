@@ -83,9 +83,9 @@ wait_state() {
 	for i in $(seq $((${2:-120} * 20))); do [ "$(state)" = "$1" ] && return 0; sleep 0.05; done
 	fail "state is $(state), not $1, after ${2:-120} s"
 }
-# until_true SECONDS WHAT COMMAND...: until it succeeds; the bound only ends a hopeless wait
+# until_true SECONDS WHAT COMMAND...: until it succeeds; the bound, thrice that, only ends a hopeless wait
 until_true() {
-	local end=$((SECONDS + $1)) what=$2; shift 2
+	local end=$((SECONDS + 3 * $1)) what=$2; shift 2
 	until "$@" > /dev/null 2>&1; do [ $SECONDS -lt $end ] || fail "$what did not come about"; sleep 0.05; done
 }
 . "$NETBLK_ROOT/tests/stand_still.sh"

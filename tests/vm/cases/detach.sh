@@ -20,6 +20,8 @@ status() {
 dies_in_write_back() {
 	truncate -s 16M "$scratch/disk"
 	local disk pid detacher holder
+	# the kernel alone would write it back after 5 s, and detach find a helper that is dead
+	echo 360000 > /proc/sys/vm/dirty_writeback_centisecs
 	disk=$(netblk attach "file:$scratch/disk?delay-write-ms=600000" --via fuse); pid=$(field "$disk" pid)
 	# a close writes back, too, so it is not closed
 	python3 -c "
@@ -28,7 +30,7 @@ f = os.open('$disk', os.O_RDWR); os.write(f, os.urandom(65536)); print('written'
 	echo $holder >> "$scratch/pids"; until_true 60 "a write into the page cache" grep -q written "$scratch/out"
 	(status=0; netblk detach "$disk" > "$scratch/words" 2>&1 || status=$?; echo $status > "$scratch/status") & detacher=$!
 	until_true 60 "writes in flight" eval "awk '{exit \$2 == 0}' /sys/block/${disk#/dev/}/inflight"
-	kill -KILL "$pid"; wait $detacher
+	kill -KILL "$pid"; wait $detacher; echo 500 > /proc/sys/vm/dirty_writeback_centisecs
 	expect "$(cat "$scratch/status")" 1 "the exit status of a detach that lost data"
 	grep -q 'data may be lost' "$scratch/words" || fail "detach says $(cat "$scratch/words")"
 	kill $holder; wait $holder || true; gone

@@ -61,11 +61,14 @@ statistics() {
 }
 # the server's store grows and is cut, under load and while it is mounted
 resize() {
-	local disk job bytes=16777216
+	local disk job reads bytes=16777216
 	start_server; disk=$(attach)
 	mkfs.ext4 -q "$disk"; mount "$disk" $mnt; random_file "$scratch/blob" 2M; cp "$scratch/blob" $mnt/; sync -f $mnt
+	reads=$(awk '{print $1}' "/sys/block/${disk#/dev/}/stat")
 	fio --name=r --filename="$disk" --size=8m --rw=randread --bs=4k --ioengine=libaio --iodepth=8 --direct=1 --time_based --runtime=600 \
 		--minimal --output="$scratch/fio.r" > /dev/null & job=$!
+	# a fio that is killed before it has begun never ends
+	until_true 60 "reads" eval "[ \$(awk '{print \$1}' /sys/block/${disk#/dev/}/stat) -ge $((reads + 50)) ]"
 	truncate -s 40M "$scratch/disk"; bytes=41943040
 	if [ "$way" = ublk ] && ! ublk_resizes; then
 		until_true 60 "words of the new size" eval '[[ $(field "$disk" last_error) = *"41943040 bytes now"* ]]'
@@ -197,7 +200,8 @@ fact() { netblk attach --explain --json $src | python3 -c "import json, sys; pri
 explain() {
 	start_server; local way disk
 	said() { netblk attach --explain "$@" | sed -n "s/^--via auto attaches .* via //p"; }
-	[ ! -d /sys/module/net_block_driver ] || rmmod net_block_driver; [ ! -d /sys/module/nbd ] || rmmod nbd; [ ! -d /sys/module/ublk_drv ] || rmmod ublk_drv; have fuse
+	# what a process had of them goes a moment after it
+	for way in net_block_driver nbd ublk_drv; do [ ! -d /sys/module/$way ] || until_true 60 "an end of $way" rmmod $way; done; have fuse
 	expect "$(said) $(said $src) $(fact nbd usable) $(fact nbd enable) $(fact netblk usable)" 'fuse fuse False sudo modprobe nbd False' "with FUSE alone"
 	disk=$(netblk attach $src 2> "$scratch/words"); grep -q 'via fuse: the driver is not loaded.*nbd is not loaded' "$scratch/words" || fail "attach says $(cat "$scratch/words")"
 	have nbd; expect "$(said $src)" nbd "with nbd.ko"; have ublk; expect "$(said $src) $(said nbd://127.0.0.1)" "ublk ublk" "with ublk"

@@ -13,11 +13,12 @@ remains() {
 	grep netblk /proc/mounts || true
 	ss -Htn state established 'sport = :10809'
 }
+at_rest() { [ -z "$(pgrep -x 'netblk-helper|netblk-guard')$(ss -Htn state established 'sport = :10809')" ]; }
 descriptors() { ls "/proc/$server_pid/fd" | wc -l; }
 cycles() {
 	start_server; local i disk first pid before files
 	disk=$(attach --name first); netblk detach first
-	until_true 60 "an end of $disk" nothing_left
+	until_true 60 "an end of $disk" nothing_left; until_true 60 "rest" at_rest
 	before=$(remains); files=$(descriptors); first=$disk
 	for ((i = 1; i <= ${ROUNDS:-10}; ++i)); do
 		disk=$(attach --name "round-$i" 2> "$scratch/words") || fail "round $i: $(cat "$scratch/words")"

@@ -12,7 +12,7 @@ time_out() {
 	start_server
 	[ "$way" != netblk ] || echo 1 > "/sys/block/${disk#/dev/}/connect"
 	until_true 60 "the state connected" is "$disk" state connected
-	read_at "$disk" 128; netblk detach "$disk"; nothing_left || fail "left: $(ls /run/netblk)"
+	until_true 60 "a read" read_at "$disk" 128; netblk detach "$disk"; nothing_left || fail "left: $(ls /run/netblk)"
 }
 # --timeout 0: a request waits for as long as its server is away, and ends with its data; detach --force ends it at once.
 # ROUNDS is for how many seconds the server is away: 150 are longer than any time that ends a request otherwise.
@@ -82,7 +82,7 @@ helper_dies() {
 	fi
 	umount $mnt; [ "$way" != fuse ] || netblk detach "$again"
 	# and detach of a name whose helper has gone
-	kill -KILL "$(field backup pid)"; netblk detach backup; nothing_left || fail "left: $(ls /run/netblk /run/netblk/names)"
+	kill -KILL "$(field backup pid)"; netblk detach --wait 60 backup; nothing_left || fail "left: $(ls /run/netblk /run/netblk/names)"
 	netblk detach backup 2> "$scratch/words"; grep -q 'is not attached' "$scratch/words" || fail "a second detach says $(cat "$scratch/words")"
 }
 # killed under load: requests wait for the next helper, those in flight too; by fuse they fail, and the name leads to a new disk
@@ -185,14 +185,22 @@ used_meanwhile() {
 	stand_still $server_pid; netblk detach "$disk" 2> "$scratch/words" & detacher=$!
 	sleep 1  # too short, the disk is in use from the beginning
 	python3 -c "
-import os, time
-alone = os.open('$disk', os.O_RDONLY | os.O_EXCL); open('$scratch/alone', 'w').close(); time.sleep(600)" & user=$!
+import errno, os, time
+while True:
+    try:
+        alone = os.open('$disk', os.O_RDONLY | os.O_EXCL)
+        break
+    except OSError as error:
+        if error.errno != errno.EBUSY: raise  # a look at whether it is in use has it for a moment
+    time.sleep(0.01)
+open('$scratch/alone', 'w').close(); time.sleep(600)" & user=$!
 	echo $user >> "$scratch/pids"; until_true 60 "the user" test -e "$scratch/alone"; rm "$scratch/alone"
 	kill -CONT $server_pid
 	if wait $detacher; then fail "a disk in use was detached"; fi
 	grep -q 'in use' "$scratch/words" || fail "detach says $(cat "$scratch/words")"
 	[ "$way" != ublk ] || ! flock -n /run/netblk/[0-9]*/guard true || fail "the disk stays, without its guard"
-	is "$disk" state connected; read_at "$disk" 0
+	# a server that was silent for long is connected to anew
+	until_true 60 "the state connected" is "$disk" state connected; read_at "$disk" 0
 	kill $user; wait $user || true; netblk detach "$disk"; nothing_left || fail "left: $(ls /run/netblk)"
 }
 # while its server refuses, a disk goes on trying, and not in a circle without a pause; and what waits ends well

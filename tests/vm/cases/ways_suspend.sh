@@ -15,7 +15,7 @@ suspend() {
 	all_go_on
 	touch "$scratch/rest"
 	for one in "${all[@]}"; do until_true 180 "rest of $one" test -e "$scratch/rests-$one"; done
-	echo 20000 > /sys/power/pm_freeze_timeout; echo mem > /sys/power/state
+	echo 120000 > /sys/power/pm_freeze_timeout; echo mem > /sys/power/state
 	rm "$scratch/rest"; all_go_on
 	judge_all suspend
 }

@@ -5,11 +5,13 @@
 
 # each thread of the helper may allocate without waiting for I/O, and none of its memory is ever swapped out
 helper() {
-	start_server; local disk pid task; disk=$(attach); pid=$(field "$disk" pid)
+	start_server; local disk pid task flags; disk=$(attach); pid=$(field "$disk" pid)
 	[ "$way" != netblk ] || { expect "$pid" 0 "the process in the way of I/O"; tell "the driver has no process"; return 0; }
 	for task in /proc/"$pid"/task/*; do
+		flags=$(sed 's/.*) //' "$task/stat" 2> /dev/null | awk '{print $7}')
+		[ -n "$flags" ] || [ -e "$task" ] || continue  # one that only made a connection has ended
 		# PF_MEMALLOC_NOIO and PF_LOCAL_THROTTLE: PR_SET_IO_FLUSHER
-		(( ($(sed 's/.*) //' "$task/stat" | awk '{print $7}') & 0x180000) == 0x180000 )) || fail "the thread $(cat "$task/comm") is not marked as an I/O flusher"
+		(( (flags & 0x180000) == 0x180000 )) || fail "the thread $(cat "$task/comm") is not marked as an I/O flusher"
 	done
 	awk '/^VmLck:/ {locked = $2} /^VmRSS:/ {resident = $2} END {exit !(locked >= 8192 && locked >= resident / 2)}' "/proc/$pid/status" ||
 		fail "the helper's memory is not locked: $(grep -E '^Vm(Lck|RSS|Size):' "/proc/$pid/status" | tr '\n' ' ')"
