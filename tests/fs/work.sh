@@ -8,7 +8,7 @@ mib() { echo $(($1 << 20)); }
 disk_bytes() { blockdev --getsize64 "$disk"; }
 has_bytes() { [ "$(disk_bytes)" = "$1" ]; }
 # resized MIB: the disk has that size, too
-resized() { grown "$1"; until_true 60 "$1 MiB of $disk" has_bytes "$(mib "$1")"; }
+resized() { grown "$1"; until_true 300 "$1 MiB of $disk" has_bytes "$(mib "$1")"; }
 
 # patiently COMMAND...: again while the device is busy: whoever looked at it, or unmounted it, is not quite through
 patiently() {
@@ -157,11 +157,11 @@ trim() {
 	fresh_fs "$1"; written gone 64; written kept 4; sync -f "$mnt"
 	full=$(image_kib)
 	rm "$mnt/gone"
-	until_true 60 "less than $((full - 48 * 1024)) KiB of the server's file, which had $full" trimmed_below $((full - 48 * 1024))
+	until_true 300 "less than $((full - 48 * 1024)) KiB of the server's file, which had $full" trimmed_below $((full - 48 * 1024))
 	still_there kept
 	put_away "$1"
 	patiently blkdiscard -f "$disk"
-	until_true 60 "an empty file on the server" took_kib 4096
+	until_true 300 "an empty file on the server" took_kib 4096
 }
 
 # ---- mounts
