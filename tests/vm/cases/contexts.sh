@@ -27,7 +27,7 @@ after_removal() {
 		wait $connector || true; exec 5>&-
 		[ ! -e /sys/block/netblk-1 ] || fail "the removed device is back"
 	done
-	expect "$(state) $(ss -Htn state established dport = :10809 | wc -l)" "connected 1" "the first device, connections"
+	until_true 60 "that the first device is connected, and alone" eval '[ "$(state) $(ss -Htn state established dport = :10809 | wc -l)" = "connected 1" ]'
 	unload
 }
 threads_of() { local pid; for pid in $(pgrep "$1"); do [ -e "/proc/$pid/exe" ] || cat "/proc/$pid/comm"; done; }
@@ -44,7 +44,8 @@ work() {
 		expect "$(threads_of '^netblk-1')" netblk-1 "the second's threads"
 		for i in 1 2 3; do
 			dd if=/dev/netblk-1 of=/dev/null bs=4096 count=1 iflag=direct status=none 2> /dev/null || true
-			echo 1 > /sys/block/netblk-1/disconnect; echo 1 > /sys/block/netblk-1/connect
+			# EAGAIN when the server has not ended the session of before
+			echo 1 > /sys/block/netblk-1/disconnect; until_true 60 "a connect" eval 'echo 1 > /sys/block/netblk-1/connect'
 		done
 		until echo netblk-1 > $bus/remove; do sleep 0.01; done 2> /dev/null
 		disconnect; connect

@@ -13,7 +13,8 @@ mode() {
 	umount $mnt; e2fsck -fn $dev
 	fio --name=r --filename=$dev --direct=1 --ioengine=libaio --iodepth=16 --rw=randwrite --bs=512-64k --size=32m --verify=crc32c --verify_fatal=1 --minimal --output=/dev/null
 	must_fail 'no space' dd if=/dev/zero of=$dev bs=512 seek=131072 count=1
-	rmmod ram_block_driver
+	# whoever had it open may not be quite through
+	until_true 60 "unloading" rmmod ram_block_driver
 }
 bad() {
 	local value

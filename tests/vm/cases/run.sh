@@ -34,18 +34,23 @@ beside_others() {
 	expect "$(state)" connected "state of the other's disk"; unload
 }
 interrupted() {
-	local signal pid
-	for signal in INT TERM; do
+	local signal pid n
+	mounted() { grep -q '^/dev/netblk .*netblk-run' /proc/mounts; }
+	ended() { ! kill -0 $pid; }
+	for signal in INT TERM; do for n in {1..20}; do
 		# a shell in the background ignores SIGINT unless it is told otherwise
 		python3 -c "
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.execvp('bash', ['bash', '$NETBLK_ROOT/scripts/vm_demo.sh'])" > "$scratch/said" 2>&1 < /dev/null & pid=$!
-		until_true 60 "that it is mounted" grep -q '^/dev/netblk .*netblk-run' /proc/mounts
-		kill -$signal $pid
+		# it is mounted for a moment: the look is at one that stands still, and who was through before it is begun again
+		until_true 120 "that it is mounted" eval 'mounted || ended'
+		kill -STOP $pid 2> /dev/null && until_true 60 "that it stands still" eval 'stands_still $pid || ended' && mounted && ! ended ||
+			{ kill -CONT $pid 2> /dev/null || true; wait $pid; clean; unloaded; continue; }
+		kill -$signal $pid; kill -CONT $pid
 		if wait $pid; then fail "it ended well though it was interrupted"; fi
-		clean; unloaded
-	done
+		clean; unloaded; continue 2
+	done; fail "nothing was tested: it was never met while it is mounted"; done
 }
 without() {
 	local way
