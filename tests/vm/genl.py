@@ -204,7 +204,7 @@ def keep2(family, number, port, count, export):
     events = Family()
     events.socket.setsockopt(270, 1, events.groups["events"])
     session = netblk2.Session(port, name=export, features=[netblk2.Feature(netblk2.CRC32C),
-                                                           netblk2.Feature(netblk2.HEARTBEAT, 1000)])
+                                                           netblk2.Feature(netblk2.HEARTBEAT, 60000)])
     while True:
         connections = [session.open_patiently(index) for index in range(count)]
         print(described(hand_over2(family, number, session, connections)[0]), flush=True)

@@ -71,12 +71,37 @@ background() { (set +eE; trap - ERR; "$@") & echo $! >> "$scratch/pids"; }
 # ---- the driver ----
 
 # PROTOCOL: what a case is about, where it is not what the server speaks
-load() { insmod "$NETBLK_MODULES/net_block_driver.ko" server_ip=127.0.0.1 ${PROTOCOL:+protocol=$PROTOCOL} "$@"; }
-unload() { rmmod net_block_driver; }
+# The machine may stand still for seconds, and everything may take five times as long. Unless a test says otherwise no deadline of
+# the driver's is near: the first try has a minute (`patience`, where a server is to be found silent), whatever
+# connect_timeout_ms the test wants after it. An id that stays takes the place of an older session that the server has not ended yet.
+load() {
+	local word wanted=30000 patience=${patience:-60000} end=$((SECONDS + 60))
+	for word in "$@"; do case $word in connect_timeout_ms=*) wanted=${word#*=};; esac; done
+	[ "$wanted" -le "$patience" ] || patience=$wanted
+	insmod "$NETBLK_MODULES/net_block_driver.ko" server_ip=127.0.0.1 client_id=6e65746b6c626b2d7465737473000001 io_timeout_ms=30000 heartbeat_ms=20000 \
+		${PROTOCOL:+protocol=$PROTOCOL} "$@" connect_timeout_ms="$patience" || return
+	attr connect_timeout_ms "$wanted"
+	until [ "$(state) $(cat $sysfs/reason)" != 'error the server is not ready' ] || [ $SECONDS -ge $end ]; do attr connect 1 2> /dev/null || sleep 0.1; done
+}
+# Whoever unmounted or closed it may not be quite through; a use that stays is a failure.
+unload() {
+	local end=$((SECONDS + 60))
+	until within 60 rmmod net_block_driver 2> "$scratch/rmmod"; do
+		grep -q 'in use' "$scratch/rmmod" && [ $SECONDS -lt $end ] || fail "$(cat "$scratch/rmmod")"
+		sleep 0.1
+	done
+}
 state() { cat $sysfs/state; }
 stat_of() { awk -v key="$1:" '$1 == key {print $2}' $sysfs/stats; }
 attr() { echo "$2" > "$sysfs/$1"; }
-connect() { attr connect 1; }
+# EAGAIN: the server is still ending the session of before (it answers a farewell within 200 ms, or later)
+connect() {
+	local end=$((SECONDS + 60))
+	until attr connect 1 2> "$scratch/connect"; do
+		grep -q 'temporarily unavailable' "$scratch/connect" && [ $SECONDS -lt $end ] || { cat "$scratch/connect" >&2; return 1; }
+		sleep 0.1
+	done
+}
 disconnect() { attr disconnect 1; }
 wait_state() {
 	local i
@@ -89,6 +114,8 @@ until_true() {
 	until "$@" > /dev/null 2>&1; do [ $SECONDS -lt $end ] || fail "$what did not come about"; sleep 0.05; done
 }
 . "$NETBLK_ROOT/tests/stand_still.sh"
+# A request is seen to be through by who waited for it before the block layer has let go of it.
+none_in_flight() { until_true 60 "no request in flight" eval "[ \$(awk '{print \$1 + \$2}' $sysfs/inflight) = 0 ]"; }
 expect() { [ "$1" = "$2" ] || fail "${3:-value} is '$1', expected '$2'"; }
 # must_fail ERRNO-TEXT COMMAND...: fails, and says this
 must_fail() {

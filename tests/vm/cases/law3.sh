@@ -7,7 +7,7 @@
 netblk=$NETBLK_OUT/netblk
 [ -x "$netblk_server" ] && [ -x "$netblk" ] || { echo "FAIL law3: netblk_server and netblk are not built"; exit 1; }
 serve_disk() { serve 10809 "$scratch/disk" 100; }
-load2() { load protocol=2 dead_time_ms=600000 connect_timeout_ms=3000 max_retries=1000; }
+load2() { load protocol=2 dead_time_ms=600000 connect_timeout_ms=10000 max_retries=1000; }
 fsync_file() { python3 -c 'import os, sys; os.fsync(os.open(sys.argv[1], os.O_RDWR))' "$1"; }
 status_of() { "$netblk" status --json | python3 -c 'import json, sys; row = next(r for r in json.load(sys.stdin) if r["device"] == "/dev/netblk"); print(row[sys.argv[1]])' "$1"; }
 

@@ -6,6 +6,11 @@ ip addr add 192.168.1.22/32 dev lo
 rm -rf /tmp/qs /tmp/netblk_storage.img; mkdir /tmp/qs; cd /tmp/qs || exit 1
 ln -s "$netblk_server" netblk_server; ln -s "$NETBLK_MODULES/net_block_driver.ko" .
 
+# the first try has 5 s; a machine that stands still for as long is asked once more
+connected() {
+	! dmesg | grep 'netblk: cannot connect' | tail -1 | grep -q ETIMEDOUT || [ "$(state)" = connected ] || until_true 60 "a connection" attr connect 1
+	expect "$(cat /sys/block/netblk/state)" connected state
+}
 start() {
 	./netblk_server 10809 /tmp/netblk_storage.img ${1:-100} > "$scratch/server.10809" 2>&1 &
 	server_pid=$!; echo $server_pid >> "$scratch/pids"; listening 10809
@@ -15,7 +20,7 @@ stop() { pkill netblk_server || kill $server_pid; wait $server_pid 2>/dev/null |
 ext4() {
 	start
 	insmod net_block_driver.ko
-	expect "$(cat /sys/block/netblk/state)" connected state
+	connected
 	expect "$(cat /sys/block/netblk/size)" 204800 "size in sectors"
 	mkfs.ext4 /dev/netblk ; mkdir -p /mnt/netblk ; mount /dev/netblk /mnt/netblk
 	echo "Hello Network Block Device!" > /mnt/netblk/test.txt ; cat /mnt/netblk/test.txt
@@ -32,18 +37,18 @@ ext4() {
 	expect "$(sha256sum < /mnt/netblk/largefile)" "$sum" "checksum of largefile"
 	umount /mnt/netblk ; e2fsck -fn /dev/netblk
 	expect "$(stat_of errors)" 0 errors
-	echo "1" > /sys/block/netblk/disconnect ; rmmod net_block_driver
+	echo "1" > /sys/block/netblk/disconnect ; unload
 	stop
 }
 # mkfs of the size the manual has; what refuses 100 MiB (newer mkfs.xfs, mkfs.btrfs) is given 400 and says so
 other() {
 	local kind=$1 size=100
-	start 100; insmod net_block_driver.ko
+	start 100; insmod net_block_driver.ko; connected
 	if ! "mkfs.$kind" /dev/netblk > "$scratch/mkfs" 2>&1; then
 		grep -qiE 'larger|too small' "$scratch/mkfs" || fail "mkfs.$kind: $(tail -2 "$scratch/mkfs")"
 		size=400
-		rmmod net_block_driver; stop
-		start $size; insmod net_block_driver.ko size_mb=$size
+		unload; stop
+		start $size; insmod net_block_driver.ko size_mb=$size; connected
 		"mkfs.$kind" /dev/netblk
 	fi
 	echo "$size" > "$scratch/size.$kind"
@@ -52,7 +57,7 @@ other() {
 	umount /mnt/netblk; drop_caches; mount /dev/netblk /mnt/netblk
 	cmp /tmp/qs/blob /mnt/netblk/blob; umount /mnt/netblk
 	expect "$(stat_of errors)" 0 errors
-	echo "1" > /sys/block/netblk/disconnect ; rmmod net_block_driver; stop
+	echo "1" > /sys/block/netblk/disconnect ; unload; stop
 }
 t quickstart-ext4 ext4
 for kind in xfs btrfs; do

@@ -14,7 +14,7 @@ kill_restart() {
 		sleep 1.$((RANDOM % 5)); kill_server; sleep 0.$((RANDOM % 8)); serve 10809 "$scratch/disk" 100
 	done
 	wait $job || fail "fio failed: $(tail -3 "$scratch/fio.err")"
-	expect "$(stat_of errors)" 0 errors
+	wait_state connected; expect "$(stat_of errors)" 0 errors
 	said 'netblk: reconnected'
 	[ "$(dmesg | grep -c 'netblk: lost')" -ge 1 ] || fail "no loss was logged: the kills missed"
 	# what was written is what the server's file has
@@ -52,18 +52,18 @@ gone_for_good() {
 	said 'netblk: gave up'
 	[ "$(stat_of errors)" -gt 0 ] || fail "no errors counted"
 	within 60 umount $mnt
-	within 60 rmmod net_block_driver
+	unload
 }
 K22_stopped() {
 	serve 10809 "$scratch/disk" 100; load
 	mkfs.ext4 -q /dev/netblk; mount /dev/netblk $mnt; sync
-	stand_still $server_pid
+	stand_still $server_pid; attr io_timeout_ms 5000; attr dead_time_ms 8000
 	drop_caches &
 	within 60 dd if=/dev/netblk of=/dev/null bs=4096 count=1 skip=5000 iflag=direct status=none && fail "a read from a stopped server succeeded"
 	wait_state error
 	within 60 bash -c "dd if=/dev/zero of=$mnt/more bs=4096 count=4 oflag=direct status=none" && fail "a write to a stopped server succeeded"
 	within 60 umount $mnt
-	within 60 rmmod net_block_driver
+	unload
 	kill -CONT $server_pid
 }
 K22_returns() {
@@ -71,7 +71,7 @@ K22_returns() {
 	stand_still $server_pid
 	within 60 dd if=/dev/netblk of=/dev/null bs=4096 count=1 iflag=direct status=none && fail "a read from a stopped server succeeded"
 	wait_state error
-	kill -CONT $server_pid
+	kill -CONT $server_pid; attr io_timeout_ms 30000; attr connect_timeout_ms 60000; attr dead_time_ms 60000
 	connect; within 60 dd if=/dev/netblk of=/dev/null bs=4096 count=1 iflag=direct status=none
 }
 retries_used_up() {
