@@ -53,10 +53,11 @@ wait_console() {
 	done
 }
 begin() {
+	local khz; khz=$(python3 "$vm_dir/tsc_khz.py")
 	: > "$work/console"; : > "$work/server.log"
 	setpriv --pdeathsig KILL qemu-system-x86_64 -M q35,usb=off,hpet=off -cpu max,-la57 -accel tcg,thread=multi,tb-size=256 -smp 1 -m 640 -nodefaults \
 		-no-user-config -display none -no-reboot -serial "file:$work/console" -kernel "$kernel/kernel" -initrd "$work/initrd" \
-		-append "console=ttyS0 loglevel=5 panic=-1 cryptomgr.notests random.trust_cpu=on nokaslr mitigations=off nopti tsc=reliable no_timer_check nosoftlockup rcupdate.rcu_cpu_stall_suppress=1 $1" \
+		-append "console=ttyS0 loglevel=5 panic=-1 cryptomgr.notests random.trust_cpu=on nokaslr mitigations=off nopti tsc=reliable no_timer_check nosoftlockup rcupdate.rcu_cpu_stall_suppress=1 ${khz:+tsc_early_khz=$khz }$1" \
 		-netdev user,id=n -device virtio-net-pci,netdev=n < /dev/null 2> "$work/qemu" & qemu_pid=$!
 }
 # The guest has powered off by itself.
