@@ -216,7 +216,8 @@ def write_page(load, tables, judged, measured, full_ones, sparse, command):
              "ratios taken round by round (`bench/run.py volume`). qemu-nbd has its usual cache (writeback), io_uring, and qcow2 without "
              "preallocation. *vol* is `vol:`, *file* our `file:`; a new disk is an empty one, and the others were written whole "
              "before, for the random cases in blocks of 4 KiB in random order. What is written without a flush stays in the system's memory "
-             "with raw and qcow2; a volume's log goes to the disk, because space is used again only behind a sync.", "", *tables["speed"], "",
+             "with raw and qcow2; a volume's log goes to the disk, because space is used again only behind a sync. Few rounds are few: where "
+             "a peer stood still in one of them, as while the system wrote its data back, the ratio to it is far off.", "", *tables["speed"], "",
              "## While it is overwritten", "",
              "A volume of 1 GiB that was written twice, beside one whose space factor of 9.99 lets it keep all garbage: 4 KiB at random, 32 in "
              "flight, a flush every 32 (`bench/run.py volume-overwritten`).", "", *tables["overwritten"], "",
