@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0-only
 # Runs test programs, COUNT at once, beginning with the first. Each one's output comes in one piece when it has ended, and
-# is in build/logs/tests/STAGE-PROGRAM.log meanwhile.
+# is in build/logs/tests/STAGE-PROGRAM.log meanwhile. PROGRAM@IofN is the part I (from 0) of N of a program of GoogleTest.
 # usage: together.sh STAGE COUNT PROGRAM...
 set -u
 cd "$(dirname "$0")/.." || exit 1
@@ -15,6 +15,10 @@ one() {
 	log=$logs/$1-$name.log
 	case $program in
 	*.py) python3 "$program" ;;
+	*@*of*)
+		local part=${program##*@}
+		GTEST_SHARD_INDEX=${part%of*} GTEST_TOTAL_SHARDS=${part#*of} "${program%@*}"
+		;;
 	*) "$program" ;;
 	esac >"$log" 2>&1
 	status=$?
